@@ -1,0 +1,184 @@
+"""Runs commands, awaited. `sync.py` is the same, blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
+
+from redis.exceptions import NoScriptError, ResponseError
+from tenacity import AsyncRetrying
+
+from taskq.broker.commands import Command
+from taskq.broker.connection import (
+    CLIENT_ERRORS,
+    Endpoint,
+    Interrupted,
+    ScriptMissing,
+    retrying,
+    translate,
+)
+from taskq.errors import BrokerError, BrokerUnavailable
+
+T = TypeVar("T")
+
+MOST_LINES = 16
+
+
+class AsyncLine:
+    """One connection, used by one asyncio task at a time. Nothing is repeated here."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._connection: Any = None
+
+    async def call(self, *arguments: Any) -> Any:
+        """Send one command and return the reply; raises as `Line.call` does."""
+        await self.send(*arguments)
+        return await self.receive()
+
+    async def send(self, *arguments: Any) -> None:
+        """Send one command, the reply to which must be received before the next."""
+        if self._connection is None:
+            await self._connect()
+        try:
+            await self._connection.send_command(*arguments, check_health=False)
+        except CLIENT_ERRORS as error:
+            await self.close()
+            raise translate(error, self._endpoint.place, sent=True) from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def receive(self) -> Any:
+        """Return the next reply."""
+        try:
+            return await self._connection.read_response()
+        except ResponseError as error:
+            raise await self._refused(error) from error
+        except CLIENT_ERRORS as error:
+            await self.close()
+            raise translate(error, self._endpoint.place, sent=True) from error
+        except BaseException:
+            # Cancelled before its reply: the next caller would read that one.
+            await self.close()
+            raise
+
+    async def run(self, command: Command[T]) -> T:
+        """Run a script call, loading the script where Redis does not have it."""
+        script = command.script
+        try:
+            reply = await self.call("EVALSHA", script.sha, 1, command.base, *command.arguments)
+        except ScriptMissing:
+            reply = await self.call("EVAL", script.text, 1, command.base, *command.arguments)
+        return command.read(reply)
+
+    async def run_many(self, commands: Sequence[Command[T]]) -> list[T | BrokerError]:
+        """Run several in one round trip; a refused one leaves its error in its place."""
+        for command in commands:
+            await self.send("EVALSHA", command.script.sha, 1, command.base, *command.arguments)
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(await self.receive())
+            except BrokerUnavailable:
+                raise
+            except BrokerError as error:
+                replies.append(error)
+        return [await self._settled(*pair) for pair in zip(commands, replies, strict=True)]
+
+    async def close(self) -> None:
+        """Drop the connection; the next call opens a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*CLIENT_ERRORS):  # it is broken, or soon gone
+                await connection.disconnect(nowait=True)
+
+    async def _connect(self) -> None:
+        connection = self._endpoint.aconnection()
+        try:
+            await connection.connect()
+        except CLIENT_ERRORS as error:
+            raise translate(error, self._endpoint.place, sent=False) from error
+        self._connection = connection
+
+    async def _refused(self, error: ResponseError) -> BrokerError:
+        if isinstance(error, NoScriptError):
+            return ScriptMissing(str(error))
+        known = translate(error, self._endpoint.place, sent=True)
+        if isinstance(known, BrokerUnavailable):
+            await self.close()  # a demoted or a loading server: look for another one
+        return known
+
+    async def _settled(self, command: Command[T], reply: Any) -> T | BrokerError:
+        if isinstance(reply, ScriptMissing):
+            return await self.run(command)
+        return reply if isinstance(reply, BrokerError) else command.read(reply)
+
+
+class AsyncBroker:
+    """Runs commands on a few connections of one event loop, again after a broken one."""
+
+    def __init__(self, endpoint: Endpoint, deadline: float) -> None:
+        self.endpoint = endpoint
+        self._deadline = deadline
+        self._idle: deque[AsyncLine] = deque()
+        self._places = asyncio.BoundedSemaphore(MOST_LINES)
+
+    async def run(self, command: Command[T]) -> T:
+        """Run one script call; what broke on the way is tried again until the deadline."""
+        try:
+            async with self._line() as line:
+                return await line.run(command)
+        except BrokerUnavailable as error:
+            return await self._again(error, lambda line: line.run(command))
+
+    async def run_many(self, commands: Sequence[Command[T]]) -> list[T | BrokerError]:
+        """Run several in one round trip; a refused one leaves its error in its place."""
+        try:
+            async with self._line() as line:
+                return await line.run_many(commands)
+        except BrokerUnavailable as error:
+            return await self._again(error, lambda line: line.run_many(commands))
+
+    async def call(self, *arguments: Any) -> Any:
+        """Send one command that may be repeated, and return the reply."""
+        try:
+            async with self._line() as line:
+                return await line.call(*arguments)
+        except BrokerUnavailable as error:
+            return await self._again(error, lambda line: line.call(*arguments))
+
+    async def close(self) -> None:
+        """Close the idle connections; the next call opens a new one."""
+        while self._idle:
+            await self._idle.pop().close()
+
+    async def _again(self, first: BrokerUnavailable, ask: Callable[[AsyncLine], Any]) -> Any:
+        interrupted = isinstance(first, Interrupted)
+
+        async def once() -> Any:
+            nonlocal interrupted
+            try:
+                async with self._line() as line:
+                    return await ask(line)
+            except Interrupted:
+                interrupted = True
+                raise
+
+        try:
+            return await AsyncRetrying(**retrying(self._deadline))(once)
+        except BrokerError as error:
+            # One of the attempts may have been carried out, whatever the last one met.
+            raise Interrupted(str(error)) if interrupted else error from error
+
+    @contextlib.asynccontextmanager
+    async def _line(self) -> AsyncIterator[AsyncLine]:
+        async with self._places:
+            line = self._idle.pop() if self._idle else AsyncLine(self.endpoint)
+            try:
+                yield line
+            finally:
+                self._idle.append(line)

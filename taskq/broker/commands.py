@@ -1,0 +1,222 @@
+"""One pure function per state change: arguments in, a `Command` out. Nothing here waits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from taskq.broker import records, scripts
+from taskq.broker.scripts import Script
+from taskq.model.message import Message
+
+T = TypeVar("T")
+Argument: TypeAlias = bytes | str | int
+
+MOST_MESSAGES = 1000
+MOST_BYTES = 4 << 20
+PUBLISH = "PUBLISH"
+REPLY_HEAD = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Command(Generic[T]):
+    """A script call as a value: what to send, and how to read the reply."""
+
+    script: Script
+    base: str
+    arguments: Sequence[Argument]
+    read: Callable[[Any], T]
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """A message on its way to Redis."""
+
+    message: Message
+    raw: bytes
+    # The ready list it will wait in.
+    lane: str
+    # What its record must say from the first moment; see `records.label`.
+    label: bytes = b""
+    # None: at once. '+<ms>' from now, or '<ms>' since the epoch, by Redis's clock.
+    due: str | None = None
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """The end of one attempt, in the script's words."""
+
+    # 's' or 'f' recorded, 'y' retry, 'b' back, 'r' refused.
+    kind: str
+    # Id and claim number: the field of `running:<worker>`.
+    field: bytes
+    payload: bytes = b""
+    number: int = 0
+
+
+class Room(msgspec.Struct, frozen=True):
+    """How much a child can take."""
+
+    threads: int = 0
+    coroutines: int = 0
+    # Beyond the free slots: so many messages of a task that is known to be quick.
+    caps: dict[str, int] = {}
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing can be taken."""
+        return not (self.threads or self.coroutines or self.caps)
+
+
+class Exchanged(msgspec.Struct, frozen=True):
+    """The reply to an exchange."""
+
+    # 'ok', 'lost' (the lease is gone; nothing was claimed) or 'stale'.
+    word: str
+    # Redis's clock, microseconds: the fence of the messages claimed for the first time.
+    now_us: int
+    # Milliseconds since the epoch, for the one worker that watches for it.
+    next_due: int | None
+    # The kinds of slot for which work is left.
+    more: str
+    # One letter a finish: 'k' recorded, 'l' the claim was lost.
+    verdicts: str
+    # (record or empty, message bytes)
+    claimed: list[tuple[bytes, bytes]]
+
+
+def enqueue(base: str, outgoing: Sequence[Outgoing]) -> Command[str]:
+    """Queue at most 1,000 messages. Reads as one letter each, in the order of lanes.
+
+    The caller groups them: messages of one lane stand together.
+    """
+    arguments: list[Argument] = []
+    at = 0
+    while at < len(outgoing):
+        lane = outgoing[at].lane
+        end = at
+        while end < len(outgoing) and outgoing[end].lane == lane:
+            end += 1
+        arguments += (lane, end - at)
+        for one in outgoing[at:end]:
+            arguments += (one.label, one.raw)
+        at = end
+    return Command(scripts.load("enqueue"), base, arguments, _text)
+
+
+def schedule(base: str, outgoing: Sequence[Outgoing]) -> Command[str]:
+    """Keep at most 1,000 messages until they are due. Reads as one letter each."""
+    arguments: list[Argument] = []
+    for one in outgoing:
+        arguments += (one.lane, one.due or "+0", one.label, one.raw)
+    return Command(scripts.load("schedule"), base, arguments, _text)
+
+
+def send(base: str, outgoing: Sequence[Outgoing]) -> Iterable[tuple[Sequence[Outgoing], Command[str]]]:
+    """Return the commands that send these messages, each with the messages it takes.
+
+    At most 1,000 messages and 4 MiB go into one.
+    """
+    now = sorted((one for one in outgoing if one.due is None), key=_lane)
+    later = [one for one in outgoing if one.due is not None]
+    for page in _pages(now):
+        yield page, enqueue(base, page)
+    for page in _pages(later):
+        yield page, schedule(base, page)
+
+
+def enrol(base: str, worker: bytes, lease_ms: int, name: str, digest: str, kinds: dict[str, str]) -> Command[str]:
+    """Make a child a member of the queue's workers; `kinds` maps task to 't' or 'c'."""
+    pairs = [part for pair in kinds.items() for part in pair]
+    return Command(scripts.load("enrol"), base, (worker, lease_ms, name, digest, *pairs), _text)
+
+
+def exchange(
+    base: str,
+    worker: bytes,
+    seq: bytes,
+    digest: str,
+    lease_ms: int,
+    finishes: Sequence[Finish],
+    room: Room,
+) -> Command[Exchanged]:
+    """End attempts and claim messages, in one call."""
+    arguments: list[Argument] = [
+        worker, seq, digest, lease_ms, PUBLISH, room.threads, room.coroutines, len(finishes),
+    ]  # fmt: skip
+    for finish in finishes:
+        arguments += (finish.kind, finish.field, finish.payload, finish.number)
+    for pair in room.caps.items():
+        arguments += pair
+    return Command(scripts.load("exchange"), base, arguments, _exchanged)
+
+
+def renew(base: str, worker: bytes, lease_ms: int, digest: str) -> Command[str]:
+    """Renew a child's lease. Reads as 'ok' or 'lost'."""
+    return Command(scripts.load("renew"), base, (worker, lease_ms, digest), _text)
+
+
+def reclaim(base: str, lease_ms: int, tick_ms: int, worker: bytes = b"") -> Command[tuple[int, bool]]:
+    """Take back the messages of a child, or of all whose lease ran out.
+
+    Reads as how many were taken, and whether a further call is needed.
+    """
+    return Command(scripts.load("reclaim"), base, (lease_ms, tick_ms, PUBLISH, worker), _count_and_left)
+
+
+def expire(base: str, id: str) -> Command[str]:  # noqa: A002 - the field's own name
+    """Resolve a message whose expiry passed before it started."""
+    return Command(scripts.load("expire"), base, (PUBLISH, id), _text)
+
+
+def purge(base: str, reason: str, task: str = "") -> Command[tuple[int, bool]]:
+    """Throw away queued and scheduled messages, of one task or of all."""
+    return Command(scripts.load("purge"), base, (PUBLISH, reason, task), _count_and_left)
+
+
+def forget(base: str, id: str) -> Command[str]:  # noqa: A002
+    """Drop the outcome of a message that is over."""
+    return Command(scripts.load("forget"), base, (id,), _text)
+
+
+def terminal_record(letter: bytes, head: bytes, body: bytes) -> bytes:
+    """Return a record to end a message with; `head` is its record less the state."""
+    return letter + records.with_attempt(head) + body
+
+
+def _pages(outgoing: Sequence[Outgoing]) -> Iterable[Sequence[Outgoing]]:
+    page: list[Outgoing] = []
+    size = 0
+    for one in outgoing:
+        if page and (len(page) == MOST_MESSAGES or size + len(one.raw) > MOST_BYTES):
+            yield page
+            page, size = [], 0
+        page.append(one)
+        size += len(one.raw)
+    if page:
+        yield page
+
+
+def _lane(outgoing: Outgoing) -> str:
+    return outgoing.lane
+
+
+def _text(reply: Any) -> str:
+    return bytes(reply).decode()
+
+
+def _count_and_left(reply: Any) -> tuple[int, bool]:
+    return int(reply[0]), bool(reply[1])
+
+
+def _exchanged(reply: Any) -> Exchanged:
+    word, now_us, next_due, more, verdicts = reply[:REPLY_HEAD]
+    return Exchanged(
+        word.decode(),
+        int(now_us),
+        int(next_due) if next_due else None,
+        more.decode(),
+        verdicts.decode(),
+        list(zip(reply[REPLY_HEAD::2], reply[REPLY_HEAD + 1 :: 2], strict=True)),
+    )

@@ -1,0 +1,156 @@
+"""A URL becomes connections; what Redis and the network answer becomes our errors.
+
+redis-py's own retries are off: it repeats a command whose reply was lost, up to eleven
+times. Ours are in the drivers, with a deadline, over scripts that may be repeated.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.retry import Retry
+from tenacity import retry_if_exception_type, stop_before_delay, wait_random_exponential
+
+from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError
+
+SCHEMES = ("redis", "rediss", "unix", "memory", "embedded")
+SOCKET_TIMEOUT = 5.0
+# Answers that another attempt, on a new connection, may not get.
+_PASSING = ("NOREPLICAS", "BUSY ", "UNBLOCKED", "LOADING", "MASTERDOWN")
+
+_memory_lock = threading.Lock()
+_memory_servers: dict[str, Any] = {}
+
+
+class Interrupted(BrokerUnavailable):
+    """The connection broke after the request was sent: it may have been carried out."""
+
+
+class ScriptMissing(BrokerError):
+    """Redis does not have the script: nothing was done."""
+
+
+class Endpoint:
+    """Where Redis is, and how to connect to it. Opens nothing by itself."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES:
+            msg = f"url: {parts.scheme or url[:40]!r} is none of {', '.join(s + '://' for s in SCHEMES)}"
+            raise ConfigError(msg)
+        self.url = url
+        self.memory = parts.scheme == "memory"
+        self.local = _is_local(parts.scheme, parts.hostname)
+        try:
+            self._pools = self._memory_pools() if self.memory else self._network_pools()
+        except ValueError as error:
+            msg = f"url: {error}"
+            raise ConfigError(msg) from None
+
+    def __repr__(self) -> str:
+        """Name the place, never the password."""
+        return f"Endpoint({self.place})"
+
+    @property
+    def place(self) -> str:
+        """The URL without user and password."""
+        parts = urlsplit(self.url)
+        host = parts.netloc.rpartition("@")[2]
+        return f"{parts.scheme}://{host}{parts.path}"
+
+    def connection(self) -> Any:
+        """Return a new blocking connection, not yet open."""
+        return self._pools[0].make_connection()
+
+    def aconnection(self) -> Any:
+        """Return a new asyncio connection, not yet open."""
+        return self._pools[1].make_connection()
+
+    def _network_pools(self) -> tuple[Any, Any]:
+        # One socket option set for both; RESP2 gives the same reply shapes everywhere.
+        options: dict[str, Any] = {
+            "protocol": 2,
+            "socket_timeout": SOCKET_TIMEOUT,
+            "socket_connect_timeout": SOCKET_TIMEOUT,
+            "lib_name": None,
+            "lib_version": None,
+        }
+        if not self.url.startswith("unix"):
+            options["socket_keepalive"] = True
+        return (
+            redis.ConnectionPool.from_url(self.url, retry=Retry(NoBackoff(), 0), **options),
+            redis.asyncio.ConnectionPool.from_url(
+                self.url, retry=AsyncRetry(NoBackoff(), 0), **options
+            ),
+        )
+
+    def _memory_pools(self) -> tuple[Any, Any]:
+        try:
+            import fakeredis  # noqa: PLC0415 - of the `test` extra
+            from fakeredis import FakeAsyncConnection, FakeConnection  # noqa: PLC0415
+        except ImportError:
+            msg = "url: memory:// needs the extra: pip install 'taskq-redis[test]'"
+            raise ConfigError(msg) from None
+        with _memory_lock:
+            server = _memory_servers.setdefault(self.url, fakeredis.FakeServer())
+        return (
+            redis.ConnectionPool(connection_class=FakeConnection, server=server, protocol=2),
+            redis.asyncio.ConnectionPool(
+                connection_class=FakeAsyncConnection, server=server, protocol=2
+            ),
+        )
+
+
+def _is_local(scheme: str, host: str | None) -> bool:
+    if scheme in ("unix", "memory", "embedded") or host in (None, "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:
+    """Return what a client error means to us; `sent`: the request may have arrived."""
+    words = f"{place}: {type(error).__name__}: {error}"
+    if isinstance(error, OutOfMemoryError) or str(error).startswith("OOM "):
+        return BrokerFull(f"{place}: Redis is at its maxmemory: {error}")
+    if isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):
+        return BrokerError(f"{place}: {type(error).__name__}: Redis refused user or password")
+    passing = isinstance(error, (ReadOnlyError, ClusterDownError, TryAgainError))
+    if passing or (isinstance(error, ResponseError) and str(error).startswith(_PASSING)):
+        return BrokerUnavailable(words)
+    if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
+        return Interrupted(words) if sent else BrokerUnavailable(words)
+    return BrokerError(words)
+
+
+def retrying(deadline: float) -> dict[str, Any]:
+    """Return tenacity's keywords for one request: jitter, at most 1 s apart, a deadline."""
+    return {
+        "retry": retry_if_exception_type(BrokerUnavailable),
+        "stop": stop_before_delay(deadline),
+        "wait": wait_random_exponential(multiplier=0.05, max=1),
+        "reraise": True,
+    }
+
+
+CLIENT_ERRORS = (RedisError, OSError)

@@ -1,0 +1,77 @@
+"""The keys of a queue. The only place that spells one.
+
+All keys of a queue begin with the same hash tag, so that every script touches one slot
+of a cluster. The scripts get the base as KEYS[1] and append the names below.
+
+| key | type | holds | lives |
+|---|---|---|---|
+| `ready:<lane>` | list | the serialised calls; LPUSH in, RPOP out | while not empty |
+| `lanes` | zset | the lanes that are not empty, by priority | while not empty |
+| `pass` | zset | how much each lane was served, for stride scheduling | 1 day after use |
+| `served` | string | the pass last served: where a new lane starts | 1 day after use |
+| `m:<id>` | string | the record of a message | no TTL until it is terminal |
+| `running:<worker>` | hash | id and claim number → lane and message | while claimed |
+| `workers` | zset | worker → lease expiry; to be a member is to hold the lease | 1 day |
+| `names` | hash | worker → what people call it | 1 day |
+| `seqs` | hash | worker → number of its last exchange | 1 day |
+| `groups` | zset | digest of a set of tasks → until when some worker knows them | 1 day |
+| `known:<digest>` | hash | task → `t` (thread) or `c` (coroutine) | 1 day |
+| `bell:<digest>:<kind>` | list | at most one token, which wakes one worker | 1 minute |
+| `scheduled` | zset | id → due time; the message is in its record | while not empty |
+| `waiting` | hash | task → how many of `scheduled` are its own | while not empty |
+| `timer` | string | the worker that watches for the earliest due time | until then |
+| `orphans` | zset | workers whose messages are being taken back | while not empty |
+| `orphans:<worker>` | hash | those messages | while not empty |
+| `tick`, `hold` | string | the reaper's last tick; until when it takes nothing back | 1 day |
+| `dead`, `dead:m` | zset, hash | what was set aside, with the reason; 10,000 at most | 90 days |
+| `done:<id>` | channel | the outcome, or its state letter where it is large | |
+"""
+
+from __future__ import annotations
+
+from taskq.config import check_name
+
+PREFIX = "tq"
+# The priority of the lane that bears the task's name alone.
+DEFAULT_PRIORITY = 5
+
+
+def base(app: str, queue: str) -> str:
+    """Return what every key of a queue begins with."""
+    return f"{PREFIX}:{{{app}:{queue}}}:"
+
+
+def lane(task: str, priority: int) -> str:
+    """Return the name of the ready list of a task at a priority."""
+    return task if priority == DEFAULT_PRIORITY else f"{task}:{priority}"
+
+
+def ready(app: str, queue: str, task: str, priority: int = DEFAULT_PRIORITY) -> str:
+    """Return the key of the list that holds a task's queued calls."""
+    return f"{base(app, queue)}ready:{lane(task, priority)}"
+
+
+def record(app: str, queue: str, id: str) -> str:  # noqa: A002 - the field's own name
+    """Return the key of a message's record."""
+    return f"{base(app, queue)}m:{id}"
+
+
+def done(app: str, queue: str, id: str) -> str:  # noqa: A002
+    """Return the channel on which a message's outcome is published."""
+    return f"{base(app, queue)}done:{id}"
+
+
+def bell(app: str, queue: str, digest: str, kind: str) -> str:
+    """Return the key of the bell of a group of workers, for one kind of slot."""
+    return f"{base(app, queue)}bell:{digest}:{kind}"
+
+
+def address(name: str, queue: str) -> str:
+    """Return what people see as the id of a message: `<name>[@<queue>]`."""
+    return name if queue == "default" else f"{name}@{queue}"
+
+
+def parse_address(text: str) -> tuple[str, str]:
+    """Return the name and the queue of an address."""
+    name, at, queue = text.rpartition("@")
+    return (name, check_name("queue", queue)) if at else (text, "default")

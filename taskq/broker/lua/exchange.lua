@@ -1,0 +1,258 @@
+-- exchange: end attempts and claim messages, in one call. A repeat gets the same reply.
+-- KEYS  base
+-- ARGV  worker seq digest lease_ms publish threads coroutines finishes (kind field payload number)*finishes (task cap)*
+-- Returns {word now_us next_due more verdicts (record message)*}    word: 'ok' | 'lost' | 'stale'
+-- use: core records lanes scheduled dead running
+--
+-- finishes  's', 'f' payload is the terminal record, number its TTL in ms
+--           'y' retry: payload is the history, number the delay in ms
+--           'b' release: back to where it came from, uncounted
+--           'r' refused: payload is the terminal record, number its TTL in ms
+-- field     id(32) and claim number(10), as in `running:<worker>`
+-- verdicts  one letter a finish: 'k' recorded, 'l' the claim was lost
+-- threads, coroutines  free slots; cap: how many messages of a task may come beyond them
+-- record    '' for a message that is claimed for the first time
+local worker, seq, digest, lease = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local publish = ARGV[5]
+local room = {t = tonumber(ARGV[6]), c = tonumber(ARGV[7])}
+local running = base .. 'running:' .. worker
+
+-- A first write that removes: a full Redis must drain.
+call('HDEL', running, '')
+
+local last = call('HGET', base .. 'seqs', worker)
+if last and last > seq then return {'stale', digits(now_us), '', '', ''} end
+
+-- The claim is gone. Either this is a repeat, or the message was taken back.
+local function finish_late(kind, id, claim, payload, ttl)
+  local record = call('GET', base .. 'm:' .. id)
+  if not record or #record < HEAD or claim_of(record) ~= claim then return 'l' end
+  local state = sub(record, 1, 1)
+  if state == 'R' then return 'l' end
+  if is_terminal(record) or (kind ~= 's' and kind ~= 'f') then return 'k' end
+  -- Taken back and not handed out since: the work is done, so let it count.
+  if is_waiting(record) then
+    unschedule(id, record)
+    save_terminal(id, payload, ttl)
+  else
+    -- Its bytes are still in a list: the claim that meets them sets the TTL.
+    save_terminal(id, payload)
+  end
+  announce(publish, id, payload)
+  return 'k'
+end
+
+local function finish(kind, field, payload, number)
+  local id = sub(field, 1, 32)
+  if kind == 's' or kind == 'f' then
+    if call('HDEL', running, field) == 0 then
+      return finish_late(kind, id, worker .. sub(field, 33), payload, number)
+    end
+    save_terminal(id, payload, number)
+    announce(publish, id, payload)
+    return 'k'
+  end
+  local value = call('HGET', running, field)
+  if not value then return finish_late(kind, id, worker .. sub(field, 33)) end
+  call('HDEL', running, field)
+  local lane, message = unpack_claimed(value)
+  local record = call('GET', base .. 'm:' .. id) or ('R' .. NO_LABEL .. UNCLAIMED)
+  if kind == 'b' then
+    call('SET', base .. 'm:' .. id, queued(label_of(record), counters_of(record), history_of(record)))
+    put_back(lane, message)
+  elseif kind == 'y' then
+    local counters = counters_of(record)
+    local attempts = string.format('%06d', tonumber(sub(counters, 1, 6)) + 1)
+    local head = 'Y' .. label_of(record) .. attempts .. sub(counters, 7)
+    wait_until(id, now + tonumber(number), head, lane, payload, message)
+  else
+    set_aside(id, lane, message, history_of(payload))
+    save_terminal(id, payload, number)
+    announce(publish, id, payload)
+  end
+  return 'k'
+end
+
+local verdicts, at = {}, 9
+for i = 1, tonumber(ARGV[8]) do
+  verdicts[i] = finish(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+  at = at + 4
+end
+verdicts = table.concat(verdicts)
+local caps = {}
+for i = at, #ARGV, 2 do caps[ARGV[i]] = tonumber(ARGV[i + 1]) end
+
+if not call('ZSCORE', base .. 'workers', worker) then
+  return {'lost', digits(now_us), '', '', verdicts}
+end
+call('ZADD', base .. 'workers', digits(now + lease), worker)
+
+local out = {'ok', digits(now_us), '', '', verdicts}
+if last == seq then
+  local held = call('HGETALL', running)
+  for i = 1, #held, 2 do
+    if sub(held[i], 33) == seq then
+      local _, message = unpack_claimed(held[i + 1])
+      out[#out + 1] = call('GET', base .. 'm:' .. sub(held[i], 1, 32)) or ''
+      out[#out + 1] = message
+    end
+  end
+  return out
+end
+call('HSET', base .. 'seqs', worker, seq)
+call('PEXPIRE', base .. 'seqs', DAY)
+promote()
+
+local LOOK_MOST, BYTES_MOST, CHUNK = 1000, 4194304, 100
+local looked, taken_bytes = 0, 0
+local claims, records = {}, {}
+local claim = worker .. seq
+local fresh = 'R' .. NO_LABEL .. string.rep('0', 12) .. '000001' .. digits(now_us) .. claim
+
+local function is_ours(message)
+  return #message > 73 and sub(message, 1, 2) == 'TQ'
+    and string.find(sub(message, 13, 44), '^[0-9a-f]+$') ~= nil
+end
+
+local function claimed_record(record)
+  local counters = counters_of(record)
+  local delivery = string.format('%06d', tonumber(sub(counters, 13, 18)) + 1)
+  local fence = math.max(tonumber(sub(counters, 19, 34)) + 1, now_us)
+  local history = #record >= HEAD and history_of(record) or ''
+  return 'R' .. label_of(record) .. sub(counters, 1, 12) .. delivery .. digits(fence) .. claim .. history
+end
+
+-- Take one popped message, unless it is not to be run. `known` is its record.
+local function accept(lane, message, known)
+  if not is_ours(message) then
+    set_aside('raw-' .. digits(now_us) .. '-' .. looked, lane, message, 'not a taskq message')
+    return
+  end
+  local id, expires = sub(message, 13, 44), tonumber(sub(message, 45, 57))
+  if known and sub(known, 1, 1) ~= 'Q' then
+    -- Resolved while it was queued; or a copy of a message that is somewhere else.
+    if is_terminal(known) then call('PEXPIRE', base .. 'm:' .. id, DAY) end
+    return
+  end
+  if expires and expires > 0 and expires <= now then
+    resolve(publish, id, 'e', known or 'Q', '', DAY)
+    count('expired')
+    return
+  end
+  if not known then count('unrecorded') end
+  local record = (known == 'Q' or not known) and fresh or claimed_record(known)
+  records[#records + 1], records[#records + 2] = base .. 'm:' .. id, record
+  claims[#claims + 1], claims[#claims + 2] = id .. seq, pack_claimed(lane, message)
+  out[#out + 1], out[#out + 2] = record == fresh and '' or record, message
+  return true
+end
+
+-- Pop at most `most` messages; fewer where they are large.
+local function pop(lane, most)
+  local key, got = base .. 'ready:' .. lane, {}
+  while #got < most and taken_bytes < BYTES_MOST do
+    local chunk = call('RPOP', key, math.min(most - #got, CHUNK))
+    if not chunk then break end
+    for i, message in ipairs(chunk) do
+      if taken_bytes >= BYTES_MOST then
+        for back = #chunk, i, -1 do call('RPUSH', key, chunk[back]) end
+        break
+      end
+      taken_bytes = taken_bytes + #message
+      got[#got + 1] = message
+    end
+  end
+  return got
+end
+
+local function take(lane, most)
+  local popped = pop(lane, most)
+  if #popped == 0 then return 0, 0 end
+  local ids = {}
+  for i, message in ipairs(popped) do ids[i] = base .. 'm:' .. sub(message, 13, 44) end
+  local known, accepted = call('MGET', unpack(ids)), 0
+  for i, message in ipairs(popped) do
+    looked = looked + 1
+    if accept(lane, message, known[i]) then accepted = accepted + 1 end
+  end
+  return #popped, accepted
+end
+
+-- The lanes of one priority share what room there is: the one served least comes next.
+local left = {}
+local function serve(lanes)
+  local served = tonumber(call('GET', base .. 'served') or 0)
+  for _, lane in ipairs(lanes) do
+    lane.pass = tonumber(call('ZSCORE', base .. 'pass', lane.name) or served)
+  end
+  while #lanes > 0 do
+    local best, rivals = 1, 0
+    for i, lane in ipairs(lanes) do
+      if lane.pass < lanes[best].pass then best = i end
+    end
+    local lane = lanes[best]
+    for _, other in ipairs(lanes) do
+      if other.kind == lane.kind then rivals = rivals + 1 end
+    end
+    local slots = math.ceil(room[lane.kind] / rivals)
+    local most = math.min(slots + (caps[lane.task] or 0), LOOK_MOST - looked)
+    local popped, accepted = 0, 0
+    if most > 0 and taken_bytes < BYTES_MOST then popped, accepted = take(lane.name, most) end
+    if popped > 0 then
+      served = lane.pass
+      lane.pass = lane.pass + popped
+      local beyond = math.max(accepted - slots, 0)
+      room[lane.kind] = room[lane.kind] - (accepted - beyond)
+      if caps[lane.task] then caps[lane.task] = caps[lane.task] - beyond end
+      call('ZADD', base .. 'pass', lane.pass, lane.name)
+    end
+    if call('LLEN', base .. 'ready:' .. lane.name) == 0 then
+      call('ZREM', base .. 'lanes', lane.name)
+      table.remove(lanes, best)
+    elseif popped == 0 then
+      left[lane.kind] = true
+      table.remove(lanes, best)
+    end
+  end
+  call('SET', base .. 'served', served, 'PX', DAY)
+end
+
+local open = call('ZREVRANGE', base .. 'lanes', 0, 999, 'WITHSCORES')
+if #open > 0 then
+  local tasks = {}
+  for i = 1, #open, 2 do tasks[#tasks + 1] = task_of(open[i]) end
+  local kinds = call('HMGET', base .. 'known:' .. digest, unpack(tasks))
+  local level, priority = {}, nil
+  for i = 1, #open, 2 do
+    local task, kind = tasks[(i + 1) / 2], kinds[(i + 1) / 2]
+    if open[i + 1] ~= priority then
+      if #level > 0 then serve(level) end
+      level, priority = {}, open[i + 1]
+    end
+    if kind then level[#level + 1] = {name = open[i], task = task, kind = kind} end
+  end
+  if #level > 0 then serve(level) end
+end
+
+for first = 1, #claims, 1000 do
+  local upto = math.min(first + 999, #claims)
+  call('HSET', running, unpack(claims, first, upto))
+  call('MSET', unpack(records, first, upto))
+end
+-- Work is left that somebody else may have a slot for.
+for kind in pairs(left) do
+  ring(digest, kind)
+  out[4] = out[4] .. kind
+end
+
+-- One worker watches for the next due time; the others need not wake for it.
+local next_due = call('ZRANGE', base .. 'scheduled', 0, 0, 'WITHSCORES')[2]
+if next_due then
+  local holder = call('GET', base .. 'timer')
+  if not holder or holder == worker then
+    local wait = math.max(0, math.ceil(tonumber(next_due) - now))
+    call('SET', base .. 'timer', worker, 'PX', wait + 100)
+    out[3] = digits(tonumber(next_due))
+  end
+end
+return out

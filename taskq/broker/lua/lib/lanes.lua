@@ -1,0 +1,46 @@
+-- Lanes and bells. Needs core.
+local function task_of(lane)
+  return string.match(lane, '^[^:]+')
+end
+
+-- A lane that was empty is not any more. It starts where the lanes are that were served
+-- last: at zero it would starve all others until it had caught up.
+local function open_lane(lane)
+  call('ZADD', base .. 'lanes', string.match(lane, ':(%d)$') or 5, lane)
+  local served = tonumber(call('GET', base .. 'served') or 0)
+  local own = tonumber(call('ZSCORE', base .. 'pass', lane) or 0)
+  call('ZADD', base .. 'pass', math.max(served, own), lane)
+  call('PEXPIRE', base .. 'pass', DAY)
+end
+
+local function ring(digest, kind)
+  local bell = base .. 'bell:' .. digest .. ':' .. kind
+  if call('LLEN', bell) == 0 then
+    call('LPUSH', bell, '1')
+    call('PEXPIRE', bell, 60000)
+  end
+end
+
+-- Wake one worker of each group that knows the task.
+local groups
+local function ring_for(task)
+  groups = groups or call('ZRANGE', base .. 'groups', 0, -1)
+  for _, digest in ipairs(groups) do
+    local kind = call('HGET', base .. 'known:' .. digest, task)
+    if kind then ring(digest, kind) end
+  end
+end
+
+-- Queue messages, the first of the list to be claimed first.
+local function push(lane, messages)
+  if call('LPUSH', base .. 'ready:' .. lane, unpack(messages)) == #messages then
+    open_lane(lane)
+  end
+  ring_for(task_of(lane))
+end
+
+-- Give a message back to the end it was taken from.
+local function put_back(lane, message)
+  if call('RPUSH', base .. 'ready:' .. lane, message) == 1 then open_lane(lane) end
+  ring_for(task_of(lane))
+end

@@ -1,0 +1,62 @@
+-- Records: the state of a message, in fixed widths. `broker/records.py` reads the same.
+--
+--   Q                                     queued, never claimed, nothing to note
+--   Q label(21)                           the same, with a label
+--   state(1) label(21) attempts(6) crashes(3) suspect(3) claims(6) fence(16)
+--     worker(32) seq(10) tail             everything else
+--
+-- label  the task's digest where the id was given (8), the expiry in ms (13)
+-- tail   RUNNING, QUEUED: the history. SCHEDULED, RETRYING: lane, history and message.
+--        Terminal (lower case): the signed report, or words.
+local HEAD = 98
+local NO_LABEL = '--------0000000000000'
+local UNCLAIMED = string.rep('0', 76)
+
+local function is_terminal(record)
+  return string.byte(record) >= 97
+end
+
+local function label_of(record)
+  return #record > 1 and sub(record, 2, 22) or NO_LABEL
+end
+
+-- attempts to seq
+local function counters_of(record)
+  return #record >= HEAD and sub(record, 23, HEAD) or UNCLAIMED
+end
+
+local function history_of(record)
+  return sub(record, HEAD + 1)
+end
+
+-- worker and seq: the claim under which this message was last handed out
+local function claim_of(record)
+  return sub(record, 57, HEAD)
+end
+
+-- The shortest record of a queued message.
+local function queued(label, counters, history)
+  if counters ~= UNCLAIMED then return 'Q' .. label .. counters .. history end
+  return label == NO_LABEL and 'Q' or 'Q' .. label
+end
+
+local function save_terminal(id, record, ttl_ms)
+  if ttl_ms then
+    call('SET', base .. 'm:' .. id, record, 'PX', ttl_ms)
+  else
+    call('SET', base .. 'm:' .. id, record)
+  end
+end
+
+-- Small outcomes travel with the news; 10,000 large ones would overrun the buffer that
+-- Redis keeps for a subscriber.
+local function announce(publish, id, record)
+  call(publish, base .. 'done:' .. id, #record <= 1024 and record or sub(record, 1, 1))
+end
+
+-- Record an outcome that is words, not a signed report.
+local function resolve(publish, id, state, known, words, ttl_ms)
+  local record = state .. label_of(known) .. counters_of(known) .. words
+  save_terminal(id, record, ttl_ms)
+  announce(publish, id, record)
+end

@@ -1,0 +1,55 @@
+-- Messages that wait for their time. Needs core, records and lanes.
+-- A waiting message lives in its record, behind its lane and its history.
+local function wait_until(id, due, head, lane, history, message)
+  local tail = string.format('%03d%s%07d%s', #lane, lane, #history, history)
+  call('SET', base .. 'm:' .. id, head .. tail .. message)
+  call('ZADD', base .. 'scheduled', digits(due), id)
+  call('HINCRBY', base .. 'waiting', task_of(lane), 1)
+end
+
+-- lane, history, message
+local function parts_of(record)
+  local at = HEAD + 4 + tonumber(sub(record, HEAD + 1, HEAD + 3))
+  local lane = sub(record, HEAD + 4, at - 1)
+  local length = tonumber(sub(record, at, at + 6))
+  return lane, sub(record, at + 7, at + 6 + length), sub(record, at + 7 + length)
+end
+
+local function is_waiting(record)
+  return record and (sub(record, 1, 1) == 'S' or sub(record, 1, 1) == 'Y')
+end
+
+local function count_out(lane)
+  local task = task_of(lane)
+  if call('HINCRBY', base .. 'waiting', task, -1) <= 0 then
+    call('HDEL', base .. 'waiting', task)
+  end
+end
+
+-- Take a waiting message out of the schedule, wherever it goes next.
+local function unschedule(id, record)
+  call('ZREM', base .. 'scheduled', id)
+  count_out((parts_of(record)))
+end
+
+-- Move what is due to the ready lists; at most 1,000.
+local function promote()
+  local due = call('ZRANGEBYSCORE', base .. 'scheduled', '-inf', digits(now), 'LIMIT', 0, 1000)
+  if #due == 0 then return end
+  call('ZREM', base .. 'scheduled', unpack(due))
+  local lanes, order = {}, {}
+  for _, id in ipairs(due) do
+    local record = call('GET', base .. 'm:' .. id)
+    if is_waiting(record) then
+      local lane, history, message = parts_of(record)
+      count_out(lane)
+      call('SET', base .. 'm:' .. id, queued(label_of(record), counters_of(record), history))
+      if not lanes[lane] then
+        lanes[lane] = {}
+        order[#order + 1] = lane
+      end
+      table.insert(lanes[lane], message)
+    end
+  end
+  for _, lane in ipairs(order) do push(lane, lanes[lane]) end
+end

@@ -1,0 +1,76 @@
+"""Records: what Redis knows of a message, as the scripts write it.
+
+`lua/lib/records.lua` draws the layout; this module reads it, and writes the terminal form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from taskq.model.states import LETTERS, State
+
+HEAD_BYTES = 98
+NO_MARK = b"--------"
+NO_LABEL = NO_MARK + b"0" * 13
+WORKER_BYTES, SEQ_DIGITS = 32, 10
+
+
+class Record(msgspec.Struct, frozen=True):
+    """The fixed part of a record, and what follows it."""
+
+    letter: bytes
+    label: bytes = NO_LABEL
+    attempts: int = 0
+    crashes: int = 0
+    # How many times the message was claimed.
+    claims: int = 0
+    fence: int = 0
+    worker: bytes = b"0" * WORKER_BYTES
+    seq: bytes = b"0" * SEQ_DIGITS
+    tail: bytes = b""
+
+    @property
+    def state(self) -> State:
+        """What the letter stands for."""
+        return LETTERS[self.letter]
+
+
+def parse(raw: bytes) -> Record:
+    """Return the record in `raw`, of any of the three forms."""
+    if len(raw) < HEAD_BYTES:
+        return Record(raw[:1], raw[1:22] or NO_LABEL)
+    return Record(
+        letter=raw[:1],
+        label=raw[1:22],
+        attempts=int(raw[22:28]),
+        crashes=int(raw[28:31]),
+        claims=int(raw[34:40]),
+        fence=int(raw[40:56]),
+        worker=raw[56:88],
+        seq=raw[88:98],
+        tail=raw[98:],
+    )
+
+
+def fresh(fence: int, claim: bytes) -> bytes:
+    """Return the record, less its state, of a message claimed for the first time."""
+    return b"%b%b000001%016d%b" % (NO_LABEL, b"0" * 12, fence, claim)
+
+
+def with_attempt(head: bytes) -> bytes:
+    """Return a record less its state, with one more attempt counted."""
+    return b"%b%06d%b" % (head[:21], int(head[21:27]) + 1, head[27:97])
+
+
+def label(mark: str | None, expires_ms: int) -> bytes:
+    """Return the label of a new message; empty where there is nothing to note."""
+    if mark is None and not expires_ms:
+        return b""
+    return (mark.encode() if mark else NO_MARK) + b"%013d" % expires_ms
+
+
+def mark_of(task: str) -> str:
+    """Return the eight hex digits by which a record with a given id names its task."""
+    return hashlib.blake2b(task.encode(), digest_size=4, person=b"taskq-mark").hexdigest()

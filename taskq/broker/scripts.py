@@ -1,0 +1,47 @@
+"""The Lua scripts: their text, their header contracts and their SHA.
+
+A script names the pieces of `lua/lib/` that it uses; its text is those and its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import re
+from importlib import resources
+
+_LIBRARY_ORDER = ("core", "records", "lanes", "scheduled", "dead", "running")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Script:
+    """One state change, ready to be sent."""
+
+    name: str
+    text: str
+    sha: bytes
+
+
+@functools.cache
+def load(name: str) -> Script:
+    """Return the script of that name."""
+    own = source(name)
+    used = re.search(r"^-- use: (.*)$", own, re.MULTILINE)
+    wanted = used.group(1).split() if used else []
+    parts = [source(f"lib/{piece}") for piece in _LIBRARY_ORDER if piece in wanted]
+    # A chunk of its own for each piece would cost a function call; `do` blocks would hide
+    # the locals. So the pieces are joined as they are.
+    text = "\n".join([*parts, own])
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest().encode())
+
+
+def source(name: str) -> str:
+    """Return the text of a file in `lua/`."""
+    return resources.files("taskq.broker").joinpath(f"lua/{name}.lua").read_text(encoding="utf-8")
+
+
+def names() -> list[str]:
+    """Return the names of all scripts."""
+    folder = resources.files("taskq.broker").joinpath("lua")
+    return sorted(file.name[:-4] for file in folder.iterdir() if file.name.endswith(".lua"))

@@ -1,0 +1,216 @@
+"""Runs commands, blocking. `aio.py` is the same, awaited."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from redis.exceptions import NoScriptError, ResponseError
+from tenacity import Retrying
+
+from taskq.broker.commands import Command
+from taskq.broker.connection import (
+    CLIENT_ERRORS,
+    Endpoint,
+    Interrupted,
+    ScriptMissing,
+    retrying,
+    translate,
+)
+from taskq.errors import BrokerError, BrokerUnavailable
+
+T = TypeVar("T")
+
+MOST_LINES = 16
+
+
+class Line:
+    """One connection, used by one thread at a time. Nothing is repeated here."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._connection: Any = None
+
+    def call(self, *arguments: Any) -> Any:
+        """Send one command and return the reply.
+
+        Raises:
+            Interrupted: the connection broke after the command was sent.
+            BrokerUnavailable: it broke before, or Redis cannot serve at the moment.
+            BrokerError: Redis refuses the command.
+
+        """
+        self.send(*arguments)
+        return self.receive()
+
+    def send(self, *arguments: Any) -> None:
+        """Send one command, the reply to which must be received before the next."""
+        if self._connection is None:
+            self._connect()
+        try:
+            self._connection.send_command(*arguments, check_health=False)
+        except CLIENT_ERRORS as error:
+            self.close()
+            raise translate(error, self._endpoint.place, sent=True) from error
+
+    def receive(self) -> Any:
+        """Return the next reply."""
+        try:
+            return self._connection.read_response()
+        except ResponseError as error:
+            raise self._refused(error) from error
+        except CLIENT_ERRORS as error:
+            self.close()
+            raise translate(error, self._endpoint.place, sent=True) from error
+        except BaseException:
+            # Interrupted before its reply: the next caller would read that one.
+            self.close()
+            raise
+
+    def run(self, command: Command[T]) -> T:
+        """Run a script call, loading the script where Redis does not have it."""
+        script = command.script
+        try:
+            reply = self.call("EVALSHA", script.sha, 1, command.base, *command.arguments)
+        except ScriptMissing:
+            reply = self.call("EVAL", script.text, 1, command.base, *command.arguments)
+        return command.read(reply)
+
+    def run_many(self, commands: Sequence[Command[T]]) -> list[T | BrokerError]:
+        """Run several in one round trip; a refused one leaves its error in its place."""
+        for command in commands:
+            self.send("EVALSHA", command.script.sha, 1, command.base, *command.arguments)
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(self.receive())
+            except BrokerUnavailable:
+                raise
+            except BrokerError as error:
+                replies.append(error)
+        return [self._settled(*pair) for pair in zip(commands, replies, strict=True)]
+
+    def close(self) -> None:
+        """Drop the connection; the next call opens a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*CLIENT_ERRORS):  # it is broken, or soon gone
+                connection.disconnect()
+
+    def forget(self) -> None:
+        """Leave the socket to the parent process, after a fork."""
+        self._connection = None
+
+    def _connect(self) -> None:
+        connection = self._endpoint.connection()
+        try:
+            connection.connect()
+        except CLIENT_ERRORS as error:
+            raise translate(error, self._endpoint.place, sent=False) from error
+        self._connection = connection
+
+    def _refused(self, error: ResponseError) -> BrokerError:
+        if isinstance(error, NoScriptError):
+            return ScriptMissing(str(error))
+        known = translate(error, self._endpoint.place, sent=True)
+        if isinstance(known, BrokerUnavailable):
+            self.close()  # a demoted or a loading server: look for another one
+        return known
+
+    def _settled(self, command: Command[T], reply: Any) -> T | BrokerError:
+        if isinstance(reply, ScriptMissing):
+            return self.run(command)
+        return reply if isinstance(reply, BrokerError) else command.read(reply)
+
+
+class Broker:
+    """Runs commands on a few connections, from any thread, again after a broken one."""
+
+    def __init__(self, endpoint: Endpoint, deadline: float) -> None:
+        self.endpoint = endpoint
+        self._deadline = deadline
+        self._reset()
+        _brokers.add(self)
+
+    def run(self, command: Command[T]) -> T:
+        """Run one script call; what broke on the way is tried again until the deadline."""
+        try:
+            with self._line() as line:
+                return line.run(command)
+        except BrokerUnavailable as error:
+            return self._again(error, lambda line: line.run(command))
+
+    def run_many(self, commands: Sequence[Command[T]]) -> list[T | BrokerError]:
+        """Run several in one round trip; a refused one leaves its error in its place."""
+        try:
+            with self._line() as line:
+                return line.run_many(commands)
+        except BrokerUnavailable as error:
+            return self._again(error, lambda line: line.run_many(commands))
+
+    def call(self, *arguments: Any) -> Any:
+        """Send one command that may be repeated, and return the reply."""
+        try:
+            with self._line() as line:
+                return line.call(*arguments)
+        except BrokerUnavailable as error:
+            return self._again(error, lambda line: line.call(*arguments))
+
+    def close(self) -> None:
+        """Close the idle connections; the next call opens a new one."""
+        while self._idle:
+            with contextlib.suppress(IndexError):  # another thread was quicker
+                self._idle.pop().close()
+
+    def _again(self, first: BrokerUnavailable, ask: Callable[[Line], Any]) -> Any:
+        interrupted = isinstance(first, Interrupted)
+
+        def once() -> Any:
+            nonlocal interrupted
+            try:
+                with self._line() as line:
+                    return ask(line)
+            except Interrupted:
+                interrupted = True
+                raise
+
+        try:
+            return Retrying(**retrying(self._deadline))(once)
+        except BrokerError as error:
+            # One of the attempts may have been carried out, whatever the last one met.
+            raise Interrupted(str(error)) if interrupted else error from error
+
+    @contextlib.contextmanager
+    def _line(self) -> Iterator[Line]:
+        with self._places:
+            try:
+                line = self._idle.pop()
+            except IndexError:
+                line = Line(self.endpoint)
+            try:
+                yield line
+            finally:
+                self._idle.append(line)
+
+    def _reset(self) -> None:
+        self._idle: deque[Line] = deque()
+        self._places = threading.BoundedSemaphore(MOST_LINES)
+
+
+_brokers: weakref.WeakSet[Broker] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Give the child process connections of its own."""
+    for broker in list(_brokers):
+        for line in broker._idle:  # noqa: SLF001
+            line.forget()
+        broker._reset()  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,239 @@
+"""Every setting of an app: its name, unit, default, check and environment variable.
+
+A keyword of `TaskQ` beats the variable `TASKQ_<NAME>`, which beats the default. They are
+read together, once, at the app's first use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, TypeAlias, TypedDict
+
+from taskq.errors import ConfigError
+
+Seconds: TypeAlias = float | timedelta
+
+MIN_SECRET_CHARACTERS = 32
+SERIALIZERS = ("pickle", "json", "msgpack")
+NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
+# Read by the command line and the embedded server, before or without an app.
+OTHER_VARIABLES = frozenset({"TASKQ_APP"})
+
+
+class Settings(TypedDict, total=False):
+    """The keywords that `TaskQ` takes, typed; each is a field of `Config`."""
+
+    url: str | None
+    secret: str | None
+    insecure_unsigned: bool
+    serializer: str
+    default_queue: str
+    result_ttl: Seconds
+    failure_ttl: Seconds
+    max_message_bytes: int
+    max_result_bytes: int
+    enqueue_deadline: Seconds
+    lease: Seconds
+    shutdown_timeout: Seconds
+    processes: int
+    threads: int
+    coroutines: int
+    state_dir: str | None
+    redis_server: str | None
+
+
+def check_name(kind: str, value: object) -> str:
+    """Return `value` if it can name an app, a queue, a task or a worker."""
+    if not isinstance(value, str):
+        msg = f"{kind} name must be a str, not {type(value).__name__}"
+        raise TypeError(msg)
+    if not NAME.fullmatch(value):
+        msg = f"{kind} name {value[:140]!r}: use 1 to 128 of A-Z a-z 0-9 _ . -"
+        raise ConfigError(msg)
+    return value
+
+
+def seconds(name: str, value: object, *, minimum: float = 0.0) -> float:
+    """Return a duration as finite float seconds.
+
+    Raises:
+        TypeError: not a number or a `timedelta` (a bool is neither).
+        ValueError: NaN, infinite, or under `minimum`.
+
+    """
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"{name} must be seconds or a timedelta, not {type(value).__name__}"
+        raise TypeError(msg)
+    if not math.isfinite(value) or value < minimum:
+        msg = f"{name} must be a finite number of seconds >= {minimum:g}, not {value!r}"
+        raise ValueError(msg)
+    return float(value)
+
+
+def _duration(minimum: float) -> Callable[[str, object], float]:
+    def check(name: str, value: object) -> float:
+        if isinstance(value, str):
+            value = _number(name, value, float)
+        return seconds(name, value, minimum=minimum)
+
+    return check
+
+
+def _count(minimum: int, maximum: int) -> Callable[[str, object], int]:
+    def check(name: str, value: object) -> int:
+        if isinstance(value, str):
+            value = _number(name, value, int)
+        if isinstance(value, bool) or not isinstance(value, int):
+            msg = f"{name} must be an int, not {type(value).__name__}"
+            raise TypeError(msg)
+        if not minimum <= value <= maximum:
+            msg = f"{name} must be {minimum} to {maximum}, not {value}"
+            raise ValueError(msg)
+        return value
+
+    return check
+
+
+def _number(name: str, text: str, kind: type[float] | type[int]) -> float | int:
+    try:
+        return kind(text)
+    except ValueError:
+        msg = f"{name} must be a number, not {text!r}"
+        raise ValueError(msg) from None
+
+
+def _flag(name: str, value: object) -> bool:
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    if not isinstance(value, bool):
+        msg = f"{name} must be a bool, not {value!r}"
+        raise TypeError(msg)
+    return value
+
+
+def _text(name: str, value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        msg = f"{name} must be a str, not {type(value).__name__}"
+        raise TypeError(msg)
+    return value or None
+
+
+def _secrets(name: str, value: object) -> tuple[str, ...]:
+    text = _text(name, value)
+    keys = tuple(part.strip() for part in text.split(",")) if text else ()
+    if any(len(key) < MIN_SECRET_CHARACTERS for key in keys):
+        msg = (
+            f"{name}: each key needs {MIN_SECRET_CHARACTERS} characters or more; "
+            "`taskq secret` prints one"
+        )
+        raise ValueError(msg)
+    return keys
+
+
+def _serializer(name: str, value: object) -> str:
+    if value not in SERIALIZERS:
+        msg = f"{name} must be one of {', '.join(SERIALIZERS)}, not {value!r}"
+        raise ValueError(msg)
+    return str(value)
+
+
+def _queue(_: str, value: object) -> str:
+    return check_name("queue", value)
+
+
+def usable_cpus() -> int:
+    """Return the processors this process may use: affinity and cgroup quota counted."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        count = os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            count = min(count, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        return max(1, count)
+    return max(1, count)
+
+
+def _setting(default: Any, check: Callable[[str, object], Any]) -> Any:
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata={"check": check})
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """One checked set of values. Durations are float seconds."""
+
+    url: str | None = _setting(None, _text)
+    # The first key signs, all of them verify.
+    secret: tuple[str, ...] = dataclasses.field(
+        default=(), repr=False, metadata={"check": _secrets}
+    )
+    insecure_unsigned: bool = _setting(False, _flag)
+    serializer: str = _setting("pickle", _serializer)
+    default_queue: str = _setting("default", _queue)
+    result_ttl: float = _setting(3600.0, _duration(0))
+    failure_ttl: float = _setting(86_400.0, _duration(0))
+    max_message_bytes: int = _setting(1 << 20, _count(1024, 64 << 20))
+    max_result_bytes: int = _setting(16 << 20, _count(1024, 256 << 20))
+    # How long one enqueue or one read goes on trying to reach Redis.
+    enqueue_deadline: float = _setting(10.0, _duration(0.1))
+    lease: float = _setting(15.0, _duration(0.5))
+    shutdown_timeout: float = _setting(25.0, _duration(0))
+    processes: int = _setting(usable_cpus, _count(1, 1024))
+    threads: int = _setting(8, _count(0, 1024))
+    coroutines: int = _setting(100, _count(0, 100_000))
+    state_dir: str | None = _setting(None, _text)
+    redis_server: str | None = _setting(None, _text)
+
+    @classmethod
+    def load(cls, keywords: Mapping[str, object], environ: Mapping[str, str]) -> Config:
+        """Read and check every setting; raise `ConfigError` naming the one at fault."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name in keywords:
+            if name not in fields:
+                msg = f"unknown setting {name!r}{nearest(name, fields)}"
+                raise ConfigError(msg)
+        _warn_of_unknown(environ, fields)
+        values: dict[str, Any] = {}
+        for name, field in fields.items():
+            variable = "TASKQ_" + name.upper()
+            if name in keywords:
+                values[name] = _checked(field, name, keywords[name])
+            elif environ.get(variable):
+                values[name] = _checked(field, variable, environ[variable])
+        return cls(**values)
+
+
+def _checked(field: dataclasses.Field[Any], name: str, value: object) -> Any:
+    try:
+        return field.metadata["check"](name, value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+
+
+def _warn_of_unknown(environ: Mapping[str, str], fields: Mapping[str, object]) -> None:
+    known = {"TASKQ_" + name.upper() for name in fields} | OTHER_VARIABLES
+    for variable in environ:
+        if variable.startswith("TASKQ_") and variable not in known:
+            hint = nearest(variable, known)
+            warnings.warn(f"unknown variable {variable}{hint}", stacklevel=2)
+
+
+def nearest(name: str, known: Mapping[str, object] | set[str] | frozenset[str]) -> str:
+    """Return `; did you mean 'x'?` for the most similar known name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

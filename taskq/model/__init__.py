@@ -1,0 +1,1 @@
+"""Plain values: no Redis, no threads, no event loop."""

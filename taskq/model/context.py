@@ -1,0 +1,81 @@
+"""The message being run, as the running task sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any, NoReturn
+
+from taskq.config import Seconds, seconds
+from taskq.errors import Retry
+
+
+@dataclasses.dataclass(slots=True)
+class Context:
+    """What a task may know of its own message; `bind=True` passes it, `current()` finds it.
+
+    A plain call of a bound task, outside a worker, gets a local one: id "local".
+    """
+
+    id: str
+    task: str
+    queue: str
+    # This run, counted from 1.
+    attempt: int = 1
+    # This hand-over to a worker process, counted from 1.
+    delivery: int = 1
+    # Grows with every claim of this message: write it beside your data, refuse a smaller.
+    fence: int = 0
+    headers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # What the app's `lifespan` yielded in this process.
+    state: Any = None
+    # Whether the task is an `async def`: its waits must be awaited.
+    coroutine: bool = False
+
+    def retry(
+        self,
+        exc: BaseException | None = None,
+        countdown: Seconds | None = None,
+        eta: datetime | None = None,
+    ) -> NoReturn:
+        """End this attempt and ask for another one.
+
+        Args:
+            exc: what the future raises when no attempt is left.
+            countdown: seconds to wait; with neither it nor `eta` the policy decides.
+            eta: an aware datetime to wait for.
+
+        Raises:
+            Retry: always; let it pass.
+
+        """
+        delay = None if countdown is None else seconds("countdown", countdown)
+        raise Retry(delay=delay, eta=eta, exc=exc)
+
+
+_current: ContextVar[Context] = ContextVar("taskq_context")
+
+
+def current() -> Context:
+    """Return the context of the task that is calling.
+
+    Raises:
+        LookupError: no task is running here.
+
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        msg = "no task is running here"
+        raise LookupError(msg) from None
+
+
+def running() -> Context | None:
+    """Return the context of the task that is calling, or None outside one."""
+    return _current.get(None)
+
+
+def enter(context: Context) -> None:
+    """Make `context` the current one of this thread or asyncio task."""
+    _current.set(context)

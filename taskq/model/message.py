@@ -1,0 +1,128 @@
+"""One call of a task, enqueued: its bytes, and the way to and from them.
+
+    TQ 1 b 0f3a91c2 0192c4d1…(32 hex) 0000000000000 | tag (16) | envelope (msgpack array)
+
+The header has a fixed width, so that Lua finds the id and the expiry by position and
+parses nothing else. The tag covers header, envelope, app and queue. Nothing behind it is
+read before it is verified. The whole format is a page: `docs/protocol.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from typing import Any
+
+import msgspec
+
+from taskq.errors import ConfigError
+from taskq.model import clock
+from taskq.model.signing import BadSignature, Seal
+
+MAGIC, VERSION = b"TQ", b"1"
+HEADER_BYTES = 57
+BODY_AT = 73
+ID_BYTES = 32
+NEVER = b"0" * 13
+
+_ID = re.compile(rb"[0-9a-f]{32}")
+
+
+class Refused(Exception):  # noqa: N818 - an outcome, told to the caller in words
+    """Bytes that are not a message for this queue; the text says why."""
+
+
+class Envelope(msgspec.Struct, array_like=True, frozen=True):
+    """What a worker needs to run a call. New fields go to the end, with a default."""
+
+    task: str
+    # Milliseconds since the epoch, by the producer's clock.
+    enqueued_ms: int
+    # As `serializers.dumps` named it.
+    serializer: str
+    # The serialised `(args, kwargs)`.
+    body: bytes
+    # The text given as `id=`; the id in the header is its digest.
+    name: str | None = None
+    # What this call sets apart from its task's own options; None leaves them.
+    ignore_result: bool | None = None
+    result_ttl_ms: int | None = None
+    headers: dict[str, Any] | None = None
+
+
+class Message(msgspec.Struct, frozen=True):
+    """An envelope with the two fields of the header that Lua reads."""
+
+    # 32 lowercase hex digits.
+    id: str
+    # Milliseconds since the epoch; 0 never.
+    expires_ms: int
+    envelope: Envelope
+
+
+_encode_envelope = msgspec.msgpack.Encoder().encode
+_decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
+
+
+def new_id() -> str:
+    """Return a new UUIDv7 (RFC 9562 section 5.7) as 32 hex digits: ordered by time."""
+    value = (clock.now_ms() << 80) | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | (0x7 << 76)
+    value = value & ~(0x3 << 62) | (0x2 << 62)
+    return f"{value:032x}"
+
+
+def id_of(app: str, name: str) -> str:
+    """Return the id of a message that was given a name: BLAKE2b-128 of app and name."""
+    if not isinstance(name, str) or not 1 <= len(name) <= 128 or not name.isprintable():
+        msg = f"id must be 1 to 128 printable characters, not {name!r:.140}"
+        raise ConfigError(msg)
+    if "@" in name:
+        msg = f"id {name!r}: '@' is kept for the queue"
+        raise ConfigError(msg)
+    return hashlib.blake2b(f"{app}\0{name}".encode(), digest_size=16, person=b"taskq-id").hexdigest()
+
+
+def encode(message: Message, seal: Seal) -> bytes:
+    """Return the signed bytes of a message."""
+    body = _encode_envelope(message.envelope)
+    header = b"TQ1%b%b%b%013d" % (
+        seal.algorithm(len(body)),
+        seal.key_id,
+        message.id.encode(),
+        message.expires_ms,
+    )
+    return header + seal.tag(header, body) + body
+
+
+def decode(raw: bytes, seal: Seal) -> Message:
+    """Return the message of verified bytes.
+
+    Raises:
+        Refused: not ours, of another version, unsigned, badly signed or unreadable.
+        UnknownKey: signed with a key that this process does not hold.
+
+    """
+    header, tag, body = raw[:HEADER_BYTES], raw[HEADER_BYTES:BODY_AT], raw[BODY_AT:]
+    if len(raw) <= BODY_AT or raw[:2] != MAGIC:
+        msg = "not a taskq message"
+        raise Refused(msg)
+    if raw[2:3] != VERSION:
+        msg = f"unknown message version {raw[2:3]!r}"
+        raise Refused(msg)
+    try:
+        seal.verify(raw[4:12], raw[3:4], header, body, tag)
+    except BadSignature as error:
+        raise Refused(str(error)) from None
+    try:
+        return Message(raw[12:44].decode(), int(raw[44:57]), _decode_envelope(body))
+    except (msgspec.DecodeError, ValueError) as error:
+        msg = f"unreadable envelope: {str(error)[:200]}"
+        raise Refused(msg) from error
+
+
+def peek_id(raw: bytes) -> str | None:
+    """Return the id in the header of unverified bytes, or None where there is none."""
+    found = _ID.fullmatch(raw, 12, 44)
+    return found.group().decode() if found and raw[:2] == MAGIC else None

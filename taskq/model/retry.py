@@ -1,0 +1,218 @@
+"""When a failed attempt is followed by another: tenacity's objects, asked without sleeping.
+
+tenacity's `stop`, `wait` and `retry_*` objects are stateless callables of a
+`RetryCallState`. Here one is built from what the message remembers, so that the wait
+happens in Redis and no worker holds a message that waits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_never,
+    wait_exponential,
+    wait_exponential_jitter,
+    wait_fixed,
+    wait_random_exponential,
+)
+
+from taskq.config import Seconds, seconds
+from taskq.errors import ConfigError, Retry
+from taskq.model import clock
+
+if TYPE_CHECKING:
+    from taskq.model.outcome import History
+
+ErrorTypes: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
+Predicate: TypeAlias = Callable[[RetryCallState], bool]
+
+MAX_DELAY = 366 * 86_400.0
+
+# Carries a policy's objects into RetryCallState, whose constructor wants one; never run.
+_CARRIER = Retrying()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Which failures are retried, until when, and after how long.
+
+    Args:
+        on: an exception class, a tuple of them, or a tenacity `retry_*` predicate.
+        stop: a tenacity `stop_*`; `stop_after_attempt(4)` is one run and three retries.
+        wait: a tenacity `wait_*`, in seconds.
+
+    Raises:
+        ConfigError: an argument is of another kind.
+
+    """
+
+    on: ErrorTypes | Predicate = Exception
+    stop: Callable[[RetryCallState], bool] = stop_after_attempt(4)  # noqa: RUF009 - stateless
+    wait: Callable[[RetryCallState], float] = wait_exponential_jitter(initial=1, max=600)  # noqa: RUF009
+
+    def __post_init__(self) -> None:
+        if not (_is_error_types(self.on) or (callable(self.on) and not isinstance(self.on, type))):
+            msg = f"retry on: an exception class, a tuple of them or a predicate, not {self.on!r}"
+            raise ConfigError(msg)
+        for name in ("stop", "wait"):
+            if not callable(getattr(self, name)):
+                msg = f"retry {name}: a tenacity {name}_* object, not {getattr(self, name)!r}"
+                raise ConfigError(msg)
+
+    @property
+    def reads_results(self) -> bool:
+        """Whether `on` may also ask for a retry after a return."""
+        return not _is_error_types(self.on)
+
+    def wants(self, state: RetryCallState) -> bool:
+        """Whether this failure, or this return, is one to retry."""
+        if _is_error_types(self.on):
+            return bool(retry_if_exception_type(self.on)(state))
+        return bool(self.on(state))  # type: ignore[operator]
+
+
+class Attempt:
+    """One ended attempt, as a policy sees it."""
+
+    def __init__(self, number: int, started_ms: int, now_ms: int, history: History | None) -> None:
+        state = RetryCallState(_CARRIER, None, (), {})
+        first = history.first_started_ms if history else started_ms
+        # tenacity measures on this process's monotonic clock.
+        state.start_time = clock.monotonic() - max(0, now_ms - first) / 1000
+        state.attempt_number = number
+        state.idle_for = history.idle if history else 0.0
+        self._state = state
+
+    def raised(self, error: BaseException) -> Attempt:
+        """Note that the attempt ended so."""
+        self._state.set_exception((type(error), error, error.__traceback__))
+        return self
+
+    def returned(self, value: Any) -> Attempt:
+        """Note that the attempt ended so."""
+        self._state.set_result(value)
+        return self
+
+    def next_delay(self, policy: RetryPolicy, request: Retry | None = None) -> float | None:
+        """Return the seconds until the next attempt, or None where there is none.
+
+        A `request` (a raised `Retry`) stands above the policy's `on` and `wait`.
+        """
+        state = self._state
+        if request is None and not policy.wants(state):
+            return None
+        asked = _asked_delay(request)
+        delay = float(policy.wait(state)) if asked is None else asked
+        state.upcoming_sleep = delay  # stop_before_delay reads it
+        if policy.stop(state):
+            return None
+        return min(max(0.0, delay), MAX_DELAY)
+
+
+def policy_of(
+    *,
+    retry: int | RetryPolicy | None,
+    autoretry_for: ErrorTypes | None,
+    retry_backoff: bool | float | None,
+    retry_backoff_max: float | None,
+    retry_jitter: bool | None,
+    max_retries: int | None,
+    default_retry_delay: Seconds | None,
+    unset: Any,
+) -> RetryPolicy:
+    """Return the policy that a task's options describe, in either family of names.
+
+    `unset` is what an option that was not given holds; None is a value (no limit).
+
+    Raises:
+        ConfigError: options of both families, or a value out of range.
+
+    """
+    celery = {
+        "autoretry_for": autoretry_for,
+        "retry_backoff": retry_backoff,
+        "retry_backoff_max": retry_backoff_max,
+        "retry_jitter": retry_jitter,
+        "max_retries": max_retries,
+        "default_retry_delay": default_retry_delay,
+    }
+    given = {name: value for name, value in celery.items() if value is not unset}
+    if retry is not unset and retry is not None:
+        if given:
+            msg = f"retry= does not go together with {', '.join(given)}"
+            raise ConfigError(msg)
+        return _explicit(retry)
+    return _celery(**given)
+
+
+def _explicit(retry: int | RetryPolicy) -> RetryPolicy:
+    if isinstance(retry, RetryPolicy):
+        return retry
+    if isinstance(retry, bool) or not isinstance(retry, int) or retry < 0:
+        msg = f"retry must be a RetryPolicy or a number of retries, not {retry!r}"
+        raise ConfigError(msg)
+    return RetryPolicy(stop=stop_after_attempt(retry + 1))
+
+
+def _celery(
+    autoretry_for: ErrorTypes = (),
+    retry_backoff: bool | float = False,
+    retry_backoff_max: float = 600,
+    retry_jitter: bool = True,
+    max_retries: int | None = 3,
+    default_retry_delay: Seconds = 180,
+) -> RetryPolicy:
+    """Return the same policy in tenacity's words; full jitter is Celery's default."""
+    if not _is_error_types(autoretry_for):
+        autoretry_for = tuple(autoretry_for)  # a list, as Celery takes it
+    if max_retries is not None and (not isinstance(max_retries, int) or max_retries < 0):
+        msg = f"max_retries must be an int >= 0 or None, not {max_retries!r}"
+        raise ConfigError(msg)
+    stop = stop_never if max_retries is None else stop_after_attempt(max_retries + 1)
+    if retry_backoff:
+        shape = wait_random_exponential if retry_jitter else wait_exponential
+        wait: Any = shape(multiplier=float(retry_backoff), max=float(retry_backoff_max))
+    else:
+        wait = wait_fixed(seconds("default_retry_delay", default_retry_delay))
+    return RetryPolicy(on=autoretry_for, stop=stop, wait=wait)
+
+
+def _is_error_types(value: object) -> bool:
+    kinds = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
+
+
+def _asked_delay(request: Retry | None) -> float | None:
+    if request is None:
+        return None
+    if request.eta is not None:
+        return max(0.0, (aware("eta", request.eta) - datetime.now(UTC)).total_seconds())
+    return None if request.delay is None else seconds("delay", request.delay)
+
+
+def aware(name: str, value: object) -> datetime:
+    """Return an aware datetime no further off than a delay may be.
+
+    Raises:
+        TypeError: not a datetime.
+        ValueError: naive.
+
+    """
+    if not isinstance(value, datetime):
+        msg = f"{name} must be a datetime, not {type(value).__name__}"
+        raise TypeError(msg)
+    if value.tzinfo is None or value.utcoffset() is None:
+        msg = f"{name} must be an aware datetime: add tzinfo=, for example datetime.UTC"
+        raise ValueError(msg)
+    if not math.isfinite(value.timestamp()):  # pragma: no cover - out of datetime's range
+        raise ValueError(name)
+    return value

@@ -1,0 +1,82 @@
+"""Values to bytes and back: pickle (cloudpickle where needed), JSON or MessagePack.
+
+Bytes reach `loads` only after their signature was verified.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from typing import Any
+
+import cloudpickle
+import msgspec
+
+from taskq.errors import SerializationError
+
+PICKLE, JSON, MSGPACK = "pickle", "json", "msgpack"
+# Code pickled by value is bytecode: it runs only on the minor version that wrote it.
+BY_VALUE = f"cloudpickle-{sys.version_info[0]}.{sys.version_info[1]}"
+
+_PROTOCOL = 5
+# A class or function of a script is pickled by reference under these names, and the
+# worker's own `__main__` is another program: those go by value.
+_SCRIPT_NAMES = (b"__main__", b"__mp_main__")
+
+_json_encode = msgspec.json.Encoder().encode
+_json_decode = msgspec.json.Decoder().decode
+_msgpack_encode = msgspec.msgpack.Encoder().encode
+_msgpack_decode = msgspec.msgpack.Decoder().decode
+
+
+def dumps(serializer: str, value: Any) -> tuple[str, bytes]:
+    """Return how `value` was written (`loads` wants it back), and its bytes.
+
+    Raises:
+        SerializationError: `value` cannot be written so.
+
+    """
+    try:
+        if serializer == PICKLE:
+            return _pickle(value)
+        if serializer == JSON:
+            return JSON, _json_encode(value)
+        return MSGPACK, _msgpack_encode(value)
+    except Exception as error:
+        msg = f"{type(value).__name__} cannot be written as {serializer}: {_short(error)}"
+        raise SerializationError(msg) from error
+
+
+def loads(serializer: str, data: bytes) -> Any:
+    """Return the value that `dumps` wrote.
+
+    Raises:
+        SerializationError: the bytes cannot be read here.
+
+    """
+    try:
+        if serializer == JSON:
+            return _json_decode(data)
+        if serializer == MSGPACK:
+            return _msgpack_decode(data)
+        return pickle.loads(data)  # noqa: S301 - verified bytes only
+    except Exception as error:
+        msg = f"{serializer} cannot be read here: {_short(error)}"
+        if serializer.startswith("cloudpickle-") and serializer != BY_VALUE:
+            msg += f" (code written by {serializer[12:]}, read by {BY_VALUE[12:]})"
+        raise SerializationError(msg) from error
+
+
+def _pickle(value: Any) -> tuple[str, bytes]:
+    if not cloudpickle.list_registry_pickle_by_value():
+        try:
+            data = pickle.dumps(value, _PROTOCOL)
+        except Exception:  # noqa: BLE001 - a lambda, a closure, a local class: by value
+            return BY_VALUE, cloudpickle.dumps(value, _PROTOCOL)
+        if not any(name in data for name in _SCRIPT_NAMES):
+            return PICKLE, data
+    return BY_VALUE, cloudpickle.dumps(value, _PROTOCOL)
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"

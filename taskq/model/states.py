@@ -1,0 +1,59 @@
+"""The states of a message, and the moves between them.
+
+The one statement of the state machine; `docs/states.md` draws it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a message is. Terminal states absorb: nothing leaves them."""
+
+    SCHEDULED = "SCHEDULED"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    RETRYING = "RETRYING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    EXPIRED = "EXPIRED"
+    # Redis does not know the id: never enqueued, or its record is gone.
+    UNKNOWN = "UNKNOWN"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the outcome is recorded."""
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.SCHEDULED: frozenset({State.QUEUED, State.CANCELLED, State.EXPIRED}),
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED}),
+    # QUEUED: released or reclaimed, uncounted.
+    State.RUNNING: frozenset(
+        {State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED, State.EXPIRED}
+    ),
+    # SUCCEEDED and FAILED: the late finish of a worker whose claim nobody took over.
+    State.RETRYING: frozenset({State.QUEUED, State.CANCELLED, State.EXPIRED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+    State.EXPIRED: frozenset(),
+}
+
+# The first byte of a record in Redis. Lower case is terminal: the scripts test for it.
+LETTERS: dict[bytes, State] = {
+    b"S": State.SCHEDULED,
+    b"Q": State.QUEUED,
+    b"R": State.RUNNING,
+    b"Y": State.RETRYING,
+    b"s": State.SUCCEEDED,
+    b"f": State.FAILED,
+    b"r": State.FAILED,  # refused: set aside unread
+    b"c": State.CANCELLED,
+    b"e": State.EXPIRED,
+}
