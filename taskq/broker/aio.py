@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
@@ -143,20 +144,25 @@ class AsyncBroker:
         except BrokerUnavailable as error:
             return await self._again(error, lambda line: line.run_many(commands))
 
-    async def call(self, *arguments: Any) -> Any:
-        """Send one command that may be repeated, and return the reply."""
+    async def call(self, *arguments: Any, within: float = math.inf) -> Any:
+        """Send one command that may be repeated, and return the reply.
+
+        It is tried again for `within` seconds, and no longer than the deadline.
+        """
         try:
             async with self._line() as line:
                 return await line.call(*arguments)
         except BrokerUnavailable as error:
-            return await self._again(error, lambda line: line.call(*arguments))
+            return await self._again(error, lambda line: line.call(*arguments), within)
 
     async def close(self) -> None:
         """Close the idle connections; the next call opens a new one."""
         while self._idle:
             await self._idle.pop().close()
 
-    async def _again(self, first: BrokerUnavailable, ask: Callable[[AsyncLine], Any]) -> Any:
+    async def _again(
+        self, first: BrokerUnavailable, ask: Callable[[AsyncLine], Any], within: float = math.inf
+    ) -> Any:
         interrupted = isinstance(first, Interrupted)
 
         async def once() -> Any:
@@ -169,7 +175,7 @@ class AsyncBroker:
                 raise
 
         try:
-            return await AsyncRetrying(**retrying(self._deadline))(once)
+            return await AsyncRetrying(**retrying(min(self._deadline, within)))(once)
         except BrokerError as error:
             # One of the attempts may have been carried out, whatever the last one met.
             raise Interrupted(str(error)) if interrupted else error from error

@@ -6,6 +6,7 @@ times. Ours are in the drivers, with a deadline, over scripts that may be repeat
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import threading
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
+import redis.connection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -35,6 +37,13 @@ SCHEMES = ("redis", "rediss", "unix", "memory", "embedded")
 SOCKET_TIMEOUT = 5.0
 # Answers that another attempt, on a new connection, may not get.
 _PASSING = ("NOREPLICAS", "BUSY ", "UNBLOCKED", "LOADING", "MASTERDOWN")
+
+# A connection without CLIENT SETINFO opens three times as fast; the word for it changed.
+_ANONYMOUS: dict[str, Any] = (
+    {"driver_info": None}
+    if "driver_info" in inspect.signature(redis.connection.AbstractConnection.__init__).parameters
+    else {"lib_name": None, "lib_version": None}
+)
 
 _memory_lock = threading.Lock()
 _memory_servers: dict[str, Any] = {}
@@ -90,8 +99,7 @@ class Endpoint:
             "protocol": 2,
             "socket_timeout": SOCKET_TIMEOUT,
             "socket_connect_timeout": SOCKET_TIMEOUT,
-            "lib_name": None,
-            "lib_version": None,
+            **_ANONYMOUS,
         }
         if not self.url.startswith("unix"):
             options["socket_keepalive"] = True

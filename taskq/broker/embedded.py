@@ -23,7 +23,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
@@ -147,7 +147,7 @@ def signing_key(directory: Path) -> str:
         ConfigError: the file cannot be used, or others may read it.
 
     """
-    path = directory / KEY_FILE
+    path = _private_folder(directory) / KEY_FILE
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -371,7 +371,7 @@ def run_foreground(
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[int]:
+def _stop_signals() -> Generator[int, None, None]:
     """Yield a descriptor that has a byte once SIGINT or SIGTERM came."""
     reader, writer = os.pipe()
 

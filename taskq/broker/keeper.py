@@ -38,6 +38,8 @@ UP, LOADING, DOWN = "up", "loading", "down"
 POLL_SECONDS = 0.005
 # Data is not at stake: a server that is killed has given its writes to the kernel.
 STOP_SECONDS = 5.0
+# From its start to its socket a server needs 50 ms on an idle machine.
+NO_SOCKET_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 5.0
 CALM_TICKS = 10  # a server that lived through these is no longer failing
 
@@ -150,21 +152,20 @@ class Keeper:
             if self.ending or (state == DOWN and self.alone()):
                 self.kill()
                 return None
-            missing = 0 if spawned or os.path.exists(self.address) else missing + 1
-            if missing * POLL_SECONDS > STOP_SECONDS:
-                self.kill()  # an orphan whose socket was deleted: out of reach
+            missing = 0 if os.path.exists(self.address) else missing + 1
+            if missing * POLL_SECONDS > NO_SOCKET_SECONDS:
+                self.kill()  # its socket was deleted: out of reach for all
             pause(POLL_SECONDS)
 
     def spawn(self) -> bool:
         """Start a server that holds the server's lock from now on."""
         if self.process is not None:
             self.process.wait()
-        with contextlib.suppress(FileNotFoundError):  # only there if the last one crashed
-            os.unlink(os.path.join(self.directory, SERVER_PID))
         lock = grab(os.path.join(self.directory, SERVER_LOCK), fcntl.LOCK_EX)
         if lock is None:
             return False
         try:
+            self.clean()
             self.process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -178,6 +179,15 @@ class Keeper:
             os.close(lock)
         return True
 
+    def clean(self) -> None:
+        """Delete what only a crashed server leaves: its pid, half a new append-only file.
+
+        The latter would fill the disk if it was each time for memory that it died.
+        """
+        for name in os.listdir(self.directory):
+            if name == SERVER_PID or name.startswith("temp-rewriteaof-"):
+                os.unlink(os.path.join(self.directory, name))
+
     def watch(self, link: socket.socket) -> bool:
         """Return True when the server is gone and still wanted, False when all is over."""
         ticks, idle = 0, 0
@@ -189,8 +199,9 @@ class Keeper:
                     return False
                 alone = self.alone()
                 idle = idle + 1 if alone else 0
-                # The first look that finds nobody only begins the time of linger.
-                if self.ending or (alone and (lost or (idle - 1) * self.tick >= self.linger)):
+                # The first look that finds nobody begins the time, hence the one less.
+                over = lost or (idle - 1) * self.tick >= self.linger
+                if self.ending or (alone and over):
                     self.stop(link)
                     return False
                 if lost:

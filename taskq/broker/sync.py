@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import weakref
@@ -153,13 +154,16 @@ class Broker:
         except BrokerUnavailable as error:
             return self._again(error, lambda line: line.run_many(commands))
 
-    def call(self, *arguments: Any) -> Any:
-        """Send one command that may be repeated, and return the reply."""
+    def call(self, *arguments: Any, within: float = math.inf) -> Any:
+        """Send one command that may be repeated, and return the reply.
+
+        It is tried again for `within` seconds, and no longer than the deadline.
+        """
         try:
             with self._line() as line:
                 return line.call(*arguments)
         except BrokerUnavailable as error:
-            return self._again(error, lambda line: line.call(*arguments))
+            return self._again(error, lambda line: line.call(*arguments), within)
 
     def close(self) -> None:
         """Close the idle connections; the next call opens a new one."""
@@ -167,7 +171,9 @@ class Broker:
             with contextlib.suppress(IndexError):  # another thread was quicker
                 self._idle.pop().close()
 
-    def _again(self, first: BrokerUnavailable, ask: Callable[[Line], Any]) -> Any:
+    def _again(
+        self, first: BrokerUnavailable, ask: Callable[[Line], Any], within: float = math.inf
+    ) -> Any:
         interrupted = isinstance(first, Interrupted)
 
         def once() -> Any:
@@ -180,7 +186,7 @@ class Broker:
                 raise
 
         try:
-            return Retrying(**retrying(self._deadline))(once)
+            return Retrying(**retrying(min(self._deadline, within)))(once)
         except BrokerError as error:
             # One of the attempts may have been carried out, whatever the last one met.
             raise Interrupted(str(error)) if interrupted else error from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -76,6 +76,11 @@ def running() -> Context | None:
     return _current.get(None)
 
 
-def enter(context: Context) -> None:
-    """Make `context` the current one of this thread or asyncio task."""
-    _current.set(context)
+def enter(context: Context) -> Token[Context]:
+    """Make `context` the current one of this thread or asyncio task, until `leave`."""
+    return _current.set(context)
+
+
+def leave(token: Token[Context]) -> None:
+    """Undo `enter`."""
+    _current.reset(token)

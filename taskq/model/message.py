@@ -26,7 +26,7 @@ BODY_AT = 73
 ID_BYTES = 32
 NEVER = b"0" * 13
 
-_ID = re.compile(rb"[0-9a-f]{32}")
+WIRE_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Refused(Exception):  # noqa: N818 - an outcome, told to the caller in words
@@ -124,5 +124,5 @@ def decode(raw: bytes, seal: Seal) -> Message:
 
 def peek_id(raw: bytes) -> str | None:
     """Return the id in the header of unverified bytes, or None where there is none."""
-    found = _ID.fullmatch(raw, 12, 44)
-    return found.group().decode() if found and raw[:2] == MAGIC else None
+    text = raw[12:44].decode("ascii", errors="replace")
+    return text if raw[:2] == MAGIC and WIRE_ID.fullmatch(text) else None

@@ -1,7 +1,6 @@
 """What one attempt led to, and the signed report of it that a future reads.
 
-An outcome is one of `Finished` (succeeded, or failed for good), `RetryIn`, `Released`
-and `Refusal`. The executor makes it; the exchange turns it into what the script wants.
+An attempt that was made is `Finished` (succeeded, or failed for good) or `RetryIn`.
 """
 
 from __future__ import annotations
@@ -92,19 +91,7 @@ class RetryIn(msgspec.Struct, frozen=True):
     history: History
 
 
-class Released(msgspec.Struct, frozen=True):
-    """The attempt was not made or not ended: it does not count."""
-
-    unknown_key: bool = False
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """The bytes are no message for this worker to run."""
-
-    reason: str
-
-
-Outcome: TypeAlias = Finished | RetryIn | Released | Refusal
+Outcome: TypeAlias = Finished | RetryIn
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_report = msgspec.msgpack.Decoder(Report).decode
@@ -154,12 +141,13 @@ def describe(error: BaseException, serializer: str) -> Failure:
     """Return an exception as data, written so that `revive` gives it back."""
     kind = type(error)
     text = _text_of(error)
-    frames = "".join(tracebacks.format_exception(error))[-MAX_TRACEBACK:]
+    frames = "".join(_frames(error))[-MAX_TRACEBACK:]
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     if serializer != serializers.PICKLE:
         builtin, args = _builtin(error)
         return Failure(name, text, frames, builtin=builtin, args=args)
-    how, value = _pickled(error)
+    # Who waits must not be ended by another process's SystemExit or CancelledError.
+    how, value = _pickled(error) if isinstance(error, Exception) else ("", b"")
     return Failure(name, text, frames, how, value)
 
 
@@ -206,6 +194,12 @@ def _text_of(error: BaseException) -> str:
         return str(error)[:MAX_TEXT]
     except Exception as broken:  # noqa: BLE001 - a user's __str__ may do anything
         return f"<its __str__ raised {type(broken).__name__}>"
+
+
+def _frames(error: BaseException) -> list[str]:
+    """Return the traceback from the task's own frame on."""
+    own = error.__traceback__.tb_next if error.__traceback__ else None
+    return tracebacks.format_exception(type(error), error, own or error.__traceback__)
 
 
 def _pickled(error: BaseException) -> tuple[str, bytes]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tenacity import (
@@ -90,16 +90,16 @@ class Attempt:
         state.start_time = clock.monotonic() - max(0, now_ms - first) / 1000
         state.attempt_number = number
         state.idle_for = history.idle if history else 0.0
-        self._state = state
+        self.state = state
 
     def raised(self, error: BaseException) -> Attempt:
         """Note that the attempt ended so."""
-        self._state.set_exception((type(error), error, error.__traceback__))
+        self.state.set_exception((type(error), error, error.__traceback__))
         return self
 
     def returned(self, value: Any) -> Attempt:
         """Note that the attempt ended so."""
-        self._state.set_result(value)
+        self.state.set_result(value)
         return self
 
     def next_delay(self, policy: RetryPolicy, request: Retry | None = None) -> float | None:
@@ -107,7 +107,7 @@ class Attempt:
 
         A `request` (a raised `Retry`) stands above the policy's `on` and `wait`.
         """
-        state = self._state
+        state = self.state
         if request is None and not policy.wants(state):
             return None
         asked = _asked_delay(request)
@@ -195,7 +195,7 @@ def _asked_delay(request: Retry | None) -> float | None:
     if request is None:
         return None
     if request.eta is not None:
-        return max(0.0, (aware("eta", request.eta) - datetime.now(UTC)).total_seconds())
+        return max(0.0, aware("eta", request.eta).timestamp() - clock.now())
     return None if request.delay is None else seconds("delay", request.delay)
 
 

@@ -11,7 +11,7 @@
 -- field     id(32) and claim number(10), as in `running:<worker>`
 -- verdicts  one letter a finish: 'k' recorded, 'l' the claim was lost
 -- threads, coroutines  free slots; cap: how many messages of a task may come beyond them
--- record    '' for a message that is claimed for the first time
+-- record    the kind of slot, and the record where it is not the message's first claim
 local worker, seq, digest, lease = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local publish = ARGV[5]
 local room = {t = tonumber(ARGV[6]), c = tonumber(ARGV[7])}
@@ -92,8 +92,9 @@ if last == seq then
   local held = call('HGETALL', running)
   for i = 1, #held, 2 do
     if sub(held[i], 33) == seq then
-      local _, message = unpack_claimed(held[i + 1])
-      out[#out + 1] = call('GET', base .. 'm:' .. sub(held[i], 1, 32)) or ''
+      local lane, message = unpack_claimed(held[i + 1])
+      local kind = call('HGET', base .. 'known:' .. digest, task_of(lane)) or 't'
+      out[#out + 1] = kind .. (call('GET', base .. 'm:' .. sub(held[i], 1, 32)) or '')
       out[#out + 1] = message
     end
   end
@@ -123,7 +124,7 @@ local function claimed_record(record)
 end
 
 -- Take one popped message, unless it is not to be run. `known` is its record.
-local function accept(lane, message, known)
+local function accept(lane, kind, message, known)
   if not is_ours(message) then
     set_aside('raw-' .. digits(now_us) .. '-' .. looked, lane, message, 'not a taskq message')
     return
@@ -143,7 +144,7 @@ local function accept(lane, message, known)
   local record = (known == 'Q' or not known) and fresh or claimed_record(known)
   records[#records + 1], records[#records + 2] = base .. 'm:' .. id, record
   claims[#claims + 1], claims[#claims + 2] = id .. seq, pack_claimed(lane, message)
-  out[#out + 1], out[#out + 2] = record == fresh and '' or record, message
+  out[#out + 1], out[#out + 2] = record == fresh and kind or kind .. record, message
   return true
 end
 
@@ -165,7 +166,7 @@ local function pop(lane, most)
   return got
 end
 
-local function take(lane, most)
+local function take(lane, kind, most)
   local popped = pop(lane, most)
   if #popped == 0 then return 0, 0 end
   local ids = {}
@@ -173,7 +174,7 @@ local function take(lane, most)
   local known, accepted = call('MGET', unpack(ids)), 0
   for i, message in ipairs(popped) do
     looked = looked + 1
-    if accept(lane, message, known[i]) then accepted = accepted + 1 end
+    if accept(lane, kind, message, known[i]) then accepted = accepted + 1 end
   end
   return #popped, accepted
 end
@@ -197,7 +198,7 @@ local function serve(lanes)
     local slots = math.ceil(room[lane.kind] / rivals)
     local most = math.min(slots + (caps[lane.task] or 0), LOOK_MOST - looked)
     local popped, accepted = 0, 0
-    if most > 0 and taken_bytes < BYTES_MOST then popped, accepted = take(lane.name, most) end
+    if most > 0 and taken_bytes < BYTES_MOST then popped, accepted = take(lane.name, lane.kind, most) end
     if popped > 0 then
       served = lane.pass
       lane.pass = lane.pass + popped

@@ -1,0 +1,1 @@
+"""The slots of a child: threads for `def`, one event loop for `async def`."""

@@ -16,7 +16,7 @@ end
 local function set_aside(id, lane, message, reason)
   call('ZADD', base .. 'dead', digits(now), id)
   call('HSET', base .. 'dead:m', id,
-    string.format('%04d%s%03d%s', #reason, reason, #lane, lane) .. message)
+    string.format('%04d', #reason) .. reason .. string.format('%03d', #lane) .. lane .. message)
   forget_dead(call('ZRANGEBYSCORE', base .. 'dead', '-inf', digits(now - DEAD_AGE), 'LIMIT', 0, 100))
   forget_dead(call('ZRANGE', base .. 'dead', 0, -DEAD_MOST - 1))
   call('PEXPIRE', base .. 'dead', DEAD_AGE)

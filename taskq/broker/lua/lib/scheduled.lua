@@ -1,8 +1,9 @@
 -- Messages that wait for their time. Needs core, records and lanes.
 -- A waiting message lives in its record, behind its lane and its history.
 local function wait_until(id, due, head, lane, history, message)
-  local tail = string.format('%03d%s%07d%s', #lane, lane, #history, history)
-  call('SET', base .. 'm:' .. id, head .. tail .. message)
+  -- Not by '%s': Lua 5.1 cuts a string there at its first zero byte.
+  local parts = string.format('%03d', #lane) .. lane .. string.format('%07d', #history) .. history
+  call('SET', base .. 'm:' .. id, head .. parts .. message)
   call('ZADD', base .. 'scheduled', digits(due), id)
   call('HINCRBY', base .. 'waiting', task_of(lane), 1)
 end

@@ -1,0 +1,69 @@
+"""A task queue for Python on Redis that loses nothing.
+
+The README shows it; `ARCHITECTURE.md` is the map.
+"""
+
+from taskq.client.app import TaskQ
+from taskq.client.result import Result, Snapshot, agather, as_completed, gather
+from taskq.client.signature import Signature
+from taskq.client.task import Task
+from taskq.errors import (
+    BrokerError,
+    BrokerFull,
+    BrokerUnavailable,
+    Cancelled,
+    ConfigError,
+    DuplicateMessage,
+    EnqueueUncertain,
+    Expired,
+    MaxRetriesExceeded,
+    MessageLost,
+    MessageRefused,
+    MessageTooLarge,
+    RemoteError,
+    ResultError,
+    ResultNotStored,
+    ResultTampered,
+    ResultTimeout,
+    Retry,
+    SerializationError,
+    TaskQError,
+)
+from taskq.model.context import Context, current
+from taskq.model.retry import RetryPolicy
+from taskq.model.states import State
+
+__all__ = [
+    "BrokerError",
+    "BrokerFull",
+    "BrokerUnavailable",
+    "Cancelled",
+    "ConfigError",
+    "Context",
+    "DuplicateMessage",
+    "EnqueueUncertain",
+    "Expired",
+    "MaxRetriesExceeded",
+    "MessageLost",
+    "MessageRefused",
+    "MessageTooLarge",
+    "RemoteError",
+    "Result",
+    "ResultError",
+    "ResultNotStored",
+    "ResultTampered",
+    "ResultTimeout",
+    "Retry",
+    "RetryPolicy",
+    "SerializationError",
+    "Signature",
+    "Snapshot",
+    "State",
+    "Task",
+    "TaskQ",
+    "TaskQError",
+    "agather",
+    "as_completed",
+    "current",
+    "gather",
+]

@@ -1,0 +1,212 @@
+"""A message not yet sent, and the options that one call may set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from taskq.broker import keys, records
+from taskq.broker.commands import Outgoing
+from taskq.config import SERIALIZERS, Seconds, check_name, seconds
+from taskq.errors import ConfigError, MessageTooLarge, SerializationError
+from taskq.model import clock, message, serializers
+from taskq.model.message import Envelope, Message
+from taskq.model.retry import MAX_DELAY, aware
+from taskq.model.signing import Domain
+
+if TYPE_CHECKING:
+    from taskq.client.app import TaskQ
+
+R_co = TypeVar("R_co", covariant=True)
+
+_MOST_HEADERS = 64 << 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """What a call may set apart from its task's own options. None leaves those.
+
+    Durations are float seconds or `timedelta`, instants aware datetimes.
+    """
+
+    queue: str | None = None
+    # 0 to 9; 9 is served first.
+    priority: int | None = None
+    # Run no earlier than so many seconds from now, by Redis's clock ...
+    countdown: Seconds | None = None
+    # ... or than this instant.
+    eta: datetime | None = None
+    # Do not start later than this: seconds from now, or an instant.
+    expires: Seconds | datetime | None = None
+    # A second call with the id of a living message enqueues nothing.
+    id: str | None = None
+    serializer: str | None = None
+    ignore_result: bool | None = None
+    # How long the outcome is kept; at least 60 s.
+    result_ttl: Seconds | None = None
+    headers: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.queue is not None:
+            check_name("queue", self.queue)
+        if self.priority is not None:
+            check_priority(self.priority)
+        if self.countdown is not None and self.eta is not None:
+            msg = "countdown and eta do not go together"
+            raise ConfigError(msg)
+        if self.countdown is not None:
+            _bounded("countdown", self.countdown)
+        if self.eta is not None:
+            _bounded("eta", aware("eta", self.eta).timestamp() - clock.now(), past=True)
+        if isinstance(self.expires, datetime):
+            _bounded("expires", aware("expires", self.expires).timestamp() - clock.now(), past=True)
+        elif self.expires is not None:
+            _bounded("expires", self.expires)
+        if self.serializer is not None and self.serializer not in SERIALIZERS:
+            msg = f"serializer must be one of {', '.join(SERIALIZERS)}, not {self.serializer!r}"
+            raise ValueError(msg)
+        if self.result_ttl is not None:
+            _bounded("result_ttl", self.result_ttl)
+        if self.headers is not None:
+            _check_headers(self.headers)
+
+    def merged(self, other: Options) -> Options:
+        """Return these options with those that `other` sets in their place."""
+        fields = (field.name for field in dataclasses.fields(other))
+        given = {name: getattr(other, name) for name in fields}
+        return dataclasses.replace(self, **{k: v for k, v in given.items() if v is not None})
+
+    @property
+    def due(self) -> str | None:
+        """When to run, as the scheduling script wants it; None at once."""
+        if self.countdown is not None:
+            return f"+{round(seconds('countdown', self.countdown) * 1000)}"
+        return None if self.eta is None else str(round(self.eta.timestamp() * 1000))
+
+    @property
+    def expires_ms(self) -> int:
+        """Milliseconds since the epoch after which it must not start; 0 never."""
+        if self.expires is None:
+            return 0
+        if isinstance(self.expires, datetime):
+            return max(1, round(self.expires.timestamp() * 1000))
+        return clock.now_ms() + round(seconds("expires", self.expires) * 1000)
+
+
+NO_OPTIONS = Options()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signature(Generic[R_co]):
+    """A message not yet sent; `app.enqueue_many` sends many. Made by `task.s(…)`."""
+
+    app: TaskQ
+    # The name of the task; the producer need not have its code.
+    task: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: Options = NO_OPTIONS
+
+    def outgoing(self) -> Outgoing:
+        """Return the signed message, ready to be sent.
+
+        Raises:
+            SerializationError: an argument cannot be written; the text names it.
+            MessageTooLarge: it is over `max_message_bytes`.
+
+        """
+        app, options = self.app, self.options
+        queue = options.queue or app.config.default_queue
+        name = options.id or message.new_id()
+        wire_id = app.wire_id(name)
+        given = name if options.id is not None and wire_id != name else None
+        expires_ms = options.expires_ms
+        envelope = Envelope(
+            task=self.task,
+            enqueued_ms=clock.now_ms(),
+            **self._body(),
+            name=given,
+            ignore_result=options.ignore_result,
+            result_ttl_ms=self._ttl_ms(),
+            headers=dict(options.headers) if options.headers else None,
+        )
+        one = Message(wire_id, expires_ms, envelope)
+        raw = message.encode(one, app.seal(Domain.MESSAGE, queue))
+        if len(raw) > app.config.max_message_bytes:
+            msg = (
+                f"{self.task}: the message has {len(raw):,} bytes, over max_message_bytes="
+                f"{app.config.max_message_bytes:,}; store the data elsewhere and send where"
+            )
+            raise MessageTooLarge(msg)
+        mark = records.mark_of(self.task) if given else None
+        priority = keys.DEFAULT_PRIORITY if options.priority is None else options.priority
+        return Outgoing(
+            one, raw, keys.lane(self.task, priority), records.label(mark, expires_ms), options.due
+        )
+
+    def fixed(self, one: Outgoing) -> Signature[R_co]:
+        """Return this signature under the id it was sent with: to send it again is safe."""
+        name = one.message.envelope.name or one.message.id
+        return dataclasses.replace(self, options=dataclasses.replace(self.options, id=name))
+
+    def _ttl_ms(self) -> int | None:
+        ttl = self.options.result_ttl
+        return None if ttl is None else round(seconds("result_ttl", ttl) * 1000)
+
+    def _body(self) -> dict[str, Any]:
+        serializer = self.options.serializer or self.app.config.serializer
+        try:
+            how, body = serializers.dumps(serializer, (self.args, self.kwargs))
+        except SerializationError as error:
+            raise self._culprit(serializer, error) from error
+        return {"serializer": how, "body": body}
+
+    def _culprit(self, serializer: str, error: SerializationError) -> SerializationError:
+        """Return the error that names the argument at fault."""
+        task = self.app.tasks.get(self.task)
+        names = task.parameters if task else ()
+        numbers = (f"number {at}" for at in range(len(names) + 1, len(self.args) + 1))
+        named = zip((*map(repr, names), *numbers), self.args, strict=False)
+        for name, value in (*named, *((repr(k), v) for k, v in self.kwargs.items())):
+            try:
+                serializers.dumps(serializer, value)
+            except SerializationError as cause:
+                return SerializationError(f"{self.task}: argument {name}: {cause}")
+        return SerializationError(f"{self.task}: {error}")
+
+
+def check_priority(value: object) -> int:
+    """Return `value` if it is a priority, 0 to 9."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"priority must be an int, not {type(value).__name__}"
+        raise TypeError(msg)
+    if not 0 <= value <= 9:
+        msg = f"priority must be 0 to 9 (9 is served first), not {value}"
+        raise ValueError(msg)
+    return value
+
+
+def _bounded(name: str, value: Seconds, *, past: bool = False) -> None:
+    if past and not isinstance(value, bool) and isinstance(value, float) and value < 0:
+        return
+    if seconds(name, value) > 10 * MAX_DELAY:
+        msg = f"{name} is more than ten years away"
+        raise ValueError(msg)
+
+
+def _check_headers(headers: Mapping[str, Any]) -> None:
+    if not all(isinstance(name, str) for name in headers):
+        msg = "headers: every name must be a str"
+        raise TypeError(msg)
+    try:
+        size = len(msgspec.msgpack.encode(dict(headers)))
+    except TypeError as error:
+        msg = f"headers: plain values only: {error}"
+        raise TypeError(msg) from None
+    if size > _MOST_HEADERS:
+        msg = f"headers: {size:,} bytes are too many; at most {_MOST_HEADERS:,}"
+        raise ValueError(msg)

@@ -1,0 +1,215 @@
+"""The plan of a wait, without waiting: what to ask Redis next, and when to pause.
+
+`follow` is a generator of steps; one driver carries them out blocking, another awaits
+them. Thus both wait by the same rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import Generator, Iterable
+from typing import Any, Protocol, TypeAlias
+
+from taskq.broker import commands, keys, records
+from taskq.broker.commands import Command
+from taskq.client.waiter import Wait, Waiter
+from taskq.errors import BrokerUnavailable
+from taskq.model import clock
+
+log = logging.getLogger("taskq.client")
+
+# How many subscriptions one wait keeps open, and how many records one read asks for.
+WINDOW = 1000
+# A publish can be lost with its connection; then this is how late we notice.
+REREAD_SECONDS = 4.0
+PATIENCE_SECONDS = 3.0
+
+
+class Followed(Protocol):
+    """A result, as far as a wait knows it."""
+
+    app_name: str
+    queue: str
+    wire_id: str
+
+    def settle(self, raw: bytes | None) -> bool:
+        """Take the record; return whether it is terminal, or gone."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ask:
+    """Send a command; the reply is wanted back, or the error where Redis is away."""
+
+    arguments: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """Run a script call; as `Ask`."""
+
+    command: Command[Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait so many seconds, or until notified."""
+
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settled:
+    """This result is terminal now."""
+
+    result: Any
+
+
+Step: TypeAlias = Ask | Run | Pause | Settled
+Steps: TypeAlias = Generator[Step, Any, None]
+
+
+class _Window:
+    """The results followed at the moment, by channel; two handles may share one."""
+
+    def __init__(self) -> None:
+        self.open: dict[bytes, list[Any]] = {}
+        # Wall time in ms after which a message cannot start any more.
+        self.expiries: dict[bytes, int] = {}
+
+    def settle(self, channel: bytes, raw: bytes | None) -> list[Any]:
+        """Return the results that are terminal now."""
+        results = self.open.get(channel, [])
+        if results and all([one.settle(raw) for one in results]):
+            del self.open[channel]
+            self.expiries.pop(channel, None)
+            return results
+        if results and raw is not None and raw[:1] in b"QSY":
+            expires = int(records.parse(raw).label[8:])
+            if expires:
+                self.expiries[channel] = expires
+        return []
+
+
+def channel_of(result: Followed) -> bytes:
+    """Return the channel on which the outcome is published."""
+    return keys.done(result.app_name, result.queue, result.wire_id).encode()
+
+
+def follow(waiter: Waiter, results: Iterable[Any], wait: Wait) -> Steps:
+    """Settle each result once, as outcomes come; the order is theirs."""
+    rest, window = deque(results), _Window()
+    patience = clock.monotonic() + PATIENCE_SECONDS
+    reread_at = clock.monotonic() + REREAD_SECONDS
+    try:
+        while rest or window.open:
+            unread = _refill(rest, window)
+            if unread:
+                waiter.subscribe(unread, wait)
+                while wait.unconfirmed:
+                    # Redis may be away: then the reads below say so, or wait for it.
+                    yield Pause(0.5)
+                    if clock.monotonic() > reread_at:
+                        break
+            if wait.missed or clock.monotonic() > reread_at:
+                wait.missed = False
+                reread_at = clock.monotonic() + REREAD_SECONDS
+                unread = list(window.open)
+            settled = yield from _read(window, unread)
+            settled += yield from _news(window, wait)
+            waiter.unsubscribe({channel_of(result) for result in settled}, wait)
+            for result in settled:
+                yield Settled(result)
+            if settled or (rest and len(window.open) < WINDOW):
+                continue
+            if clock.monotonic() > patience:
+                patience = float("inf")
+                yield from _complain(window)
+            yield from _expire(window)
+            if window.open and not wait.news:
+                yield Pause(_nap(window, min(reread_at, patience)))
+    finally:
+        waiter.unsubscribe(list(window.open), wait)
+
+
+def poll(results: Iterable[Any]) -> Steps:
+    """Settle what is over already; wait for nothing."""
+    rest, window = deque(results), _Window()
+    while rest:
+        for result in (yield from _read(window, _refill(rest, window))):
+            yield Settled(result)
+        window.open.clear()
+
+
+def _refill(rest: deque[Any], window: _Window) -> list[bytes]:
+    added = []
+    while rest and len(window.open) < WINDOW:
+        result = rest.popleft()
+        channel = channel_of(result)
+        if channel not in window.open:
+            added.append(channel)
+        window.open.setdefault(channel, []).append(result)
+    return added
+
+
+def _read(window: _Window, channels: list[bytes]) -> Generator[Step, Any, list[Any]]:
+    """Read the records behind these channels, one command for each queue."""
+    queues: dict[str, list[bytes]] = {}
+    for channel in channels:
+        if channel in window.open:
+            queues.setdefault(window.open[channel][0].queue, []).append(channel)
+    settled = []
+    for group in queues.values():
+        firsts = [window.open[channel][0] for channel in group]
+        names = [keys.record(one.app_name, one.queue, one.wire_id) for one in firsts]
+        replies = yield Ask(("MGET", *names))
+        if isinstance(replies, BrokerUnavailable):
+            continue
+        for channel, raw in zip(group, replies, strict=True):
+            settled += window.settle(channel, raw)
+    return settled
+
+
+def _news(window: _Window, wait: Wait) -> Generator[Step, Any, list[Any]]:
+    """Take what was published; large outcomes must still be read."""
+    settled, large = [], []
+    while wait.news:
+        channel, payload = wait.news.popleft()
+        if len(payload) == 1:
+            large.append(channel)
+        else:
+            settled += window.settle(channel, payload)
+    if large:
+        settled += yield from _read(window, large)
+    return settled
+
+
+def _expire(window: _Window) -> Generator[Step, Any, None]:
+    """Resolve what did not start in time, though no worker pops it."""
+    now = clock.now_ms()
+    for channel, expires in list(window.expiries.items()):
+        if expires <= now and channel in window.open:
+            del window.expiries[channel]
+            one = window.open[channel][0]
+            yield Run(commands.expire(keys.base(one.app_name, one.queue), one.wire_id))
+
+
+def _complain(window: _Window) -> Generator[Step, Any, None]:
+    queues = {(ones[0].app_name, ones[0].queue) for ones in window.open.values()}
+    for app, queue in sorted(queues):
+        workers = yield Ask(("ZCARD", keys.base(app, queue) + "workers"))
+        if workers == 0:
+            hint = "" if queue == "default" else f" -Q {queue}"
+            log.warning(
+                "no live worker serves the queue %r: start one with `taskq worker -A <module>%s`",
+                queue,
+                hint,
+            )
+
+
+def _nap(window: _Window, until: float) -> float:
+    seconds = until - clock.monotonic()
+    if window.expiries:
+        seconds = min(seconds, (min(window.expiries.values()) - clock.now_ms()) / 1000)
+    return max(0.001, seconds)

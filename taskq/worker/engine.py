@@ -1,0 +1,207 @@
+"""One child's engine: RUNNING → QUIET → DRAINING → STOPPED.
+
+It joins the parts: the bell says that there is work, the exchange claims it, the pools
+run it, the outbox brings back what came of it. Stopping is a protocol, in this order:
+claim no more, wait for what runs, give back what did not end, leave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import math
+import secrets
+import threading
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from taskq.model import clock
+from taskq.worker.bell import Bell
+from taskq.worker.exchange import Exchange, Slots
+from taskq.worker.executor import Done, Executor
+from taskq.worker.outbox import Outbox
+from taskq.worker.pools.coroutines import CoroutinePool
+from taskq.worker.pools.threads import ThreadPool
+
+if TYPE_CHECKING:
+    from taskq.client.app import TaskQ
+
+log = logging.getLogger("taskq.worker")
+
+# How long an ended attempt may wait for company on its way to Redis.
+GATHER_SECONDS = 0.005
+_JOIN_SECONDS = 2.0
+
+
+class Phase(StrEnum):
+    """Where an engine is in its life. It only moves forward."""
+
+    NEW = "NEW"
+    RUNNING = "RUNNING"
+    QUIET = "QUIET"
+    DRAINING = "DRAINING"
+    STOPPED = "STOPPED"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """What one child serves, and with how many slots."""
+
+    queues: Sequence[str]
+    threads: int
+    coroutines: int
+    name: str
+
+
+class Engine:
+    """Claims and runs the messages of some queues."""
+
+    def __init__(self, app: TaskQ, plan: Plan) -> None:
+        self.app = app
+        self.plan = plan
+        self.phase = Phase.NEW
+        self.kinds = {name: "c" if task.coroutine else "t" for name, task in app.tasks.items()}
+        self.digest = _digest(self.kinds)
+        # Set when the tending thread should look at what is to be done.
+        self._attention = threading.Event()
+        self._moved = threading.Condition()
+        self._lifespan: Any = None
+        self._executor = Executor(app, plan.name)
+        self._outbox = Outbox(self._attention.set)
+        slots = Slots(plan.threads, plan.coroutines)
+        endpoint, config = app.access.endpoint, app.config
+        self.exchange = Exchange(
+            app.name, endpoint, plan.queues, self.kinds,
+            slots=slots, outbox=self._outbox, lease=config.lease, name=plan.name, digest=self.digest,
+        )  # fmt: skip
+        self.exchange.after_turn = self._after_turn
+        child = secrets.token_hex(8)
+        self._bell = Bell(app.name, endpoint, plan.queues, self.digest, child)
+        self._threads = ThreadPool(plan.threads, self._executor.run, self._outbox, self.exchange.lead)
+        self._coroutines = CoroutinePool(plan.coroutines, self._executor.arun, self._coroutine_ended)
+        slots.waiting = self._threads.buffer.__len__
+        slots.put_threads = self._threads.put
+        slots.put_coroutines = self._coroutines.put
+        self._tender = threading.Thread(target=self._tend, name="taskq-tender", daemon=True)
+
+    def start(self) -> None:
+        """Enter the app's lifespan, then begin to claim. Returns at once.
+
+        Raises:
+            Exception: what the lifespan raised.
+
+        """
+        self._coroutines.start()
+        self._executor.state = self._enter_lifespan()
+        self._threads.start()
+        self.phase = Phase.RUNNING
+        self._tender.start()
+        self._bell.start(self.exchange.open_kinds, self._rang)
+
+    def quiet(self) -> None:
+        """Claim no more; give back what was claimed and did not start."""
+        if self.phase is Phase.RUNNING:
+            self.phase = Phase.QUIET
+            self.exchange.quiet = True
+            for delivery in reversed(self._threads.take_back()):
+                self._outbox.put(self._executor.release(delivery), prompt=True)
+
+    def drain(self, seconds: float) -> bool:
+        """Wait for what runs, at most so long; return whether all of it ended."""
+        self.quiet()
+        self.phase = Phase.DRAINING
+        deadline = clock.monotonic() + seconds
+        with self._moved:
+            while self._busy() and (left := deadline - clock.monotonic()) > 0:
+                # The time limit is a net: a turn that ended notifies.
+                self._moved.wait(min(left, 0.2))
+        return not self._busy()
+
+    def stop(self) -> None:
+        """Give back what did not end, uncounted; leave; end the threads."""
+        if self.phase is Phase.STOPPED:
+            return
+        self.quiet()
+        self.phase = Phase.STOPPED
+        self.exchange.flush(self.exchange.held())
+        self._bell.stop()
+        self.exchange.kick([self._bell.own_key])
+        self.exchange.leave()
+        self._attention.set()
+        self._threads.stop()
+        self._exit_lifespan()
+        ended = self._coroutines.stop(_JOIN_SECONDS) and self._threads.join(_JOIN_SECONDS)
+        self._bell.join(_JOIN_SECONDS)
+        if not ended:
+            log.warning("a task did not end; its message was given back")
+
+    def _busy(self) -> bool:
+        return bool(self.exchange.holding or len(self._outbox))
+
+    def _tend(self) -> None:
+        """Send what waited long enough, claim what fell due, wake slots where work waits."""
+        while self.phase is not Phase.STOPPED:
+            self._attention.wait(self._nap())
+            self._attention.clear()
+            since = self._outbox.since
+            gathered = since is None or clock.monotonic() - since >= GATHER_SECONDS
+            if gathered or self._outbox.prompt:
+                self.exchange.lead()
+            self._threads.help()
+
+    def _nap(self) -> float | None:
+        """Return how long the tending thread may sleep; None until it is called."""
+        now, due = clock.monotonic(), self.exchange.next_turn()
+        since = self._outbox.since
+        if since is not None and due <= now + GATHER_SECONDS:
+            return max(0.001, due - now)
+        if since is not None:
+            return max(0.0, since + GATHER_SECONDS - now)
+        if self._threads.buffer:
+            return GATHER_SECONDS
+        return None if due == math.inf else max(0.0, due - now)
+
+    def _rang(self, queues: list[str] | None) -> None:
+        self.exchange.ask(queues)
+        self.exchange.lead()
+
+    def _coroutine_ended(self, done: Done) -> None:
+        self._outbox.put(done, prompt=True)
+
+    def _after_turn(self) -> None:
+        if self._bell.look():
+            self.exchange.kick([self._bell.own_key])
+        if self.exchange.next_turn() != math.inf:
+            self._attention.set()
+        with self._moved:
+            self._moved.notify_all()
+
+    def _enter_lifespan(self) -> Any:
+        if self.app.lifespan is None:
+            return None
+        manager = self.app.lifespan(self.app)
+        if isinstance(manager, contextlib.AbstractAsyncContextManager):
+            value = self._coroutines.call(manager.__aenter__())
+        else:
+            value = manager.__enter__()
+        self._lifespan = manager
+        return value
+
+    def _exit_lifespan(self) -> None:
+        manager, self._lifespan = self._lifespan, None
+        try:
+            if isinstance(manager, contextlib.AbstractAsyncContextManager):
+                self._coroutines.call(manager.__aexit__(None, None, None), _JOIN_SECONDS)
+            elif manager is not None:
+                manager.__exit__(None, None, None)
+        except Exception:
+            log.exception("the lifespan failed on its way out")
+
+
+def _digest(kinds: dict[str, str]) -> str:
+    """Return the name of a set of tasks: workers that know the same ones share bells."""
+    text = "\n".join(f"{task} {kind}" for task, kind in sorted(kinds.items()))
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()

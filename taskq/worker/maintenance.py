@@ -1,0 +1,139 @@
+"""A worker's periodic duties: renew leases, take back what dead children held, warn.
+
+Safe to run any number of times, in any number of workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from taskq.broker import commands, keys, queries
+from taskq.broker.connection import Endpoint
+from taskq.broker.sync import Line
+from taskq.errors import BrokerError
+from taskq.model import clock
+
+log = logging.getLogger("taskq.worker")
+
+# Queue and the child's id in it.
+Member: TypeAlias = tuple[str, str]
+_WARN_SECONDS = 60.0
+
+
+class Maintenance:
+    """A thread that renews the leases of `members()` and reclaims those that ran out."""
+
+    def __init__(
+        self,
+        app: str,
+        endpoint: Endpoint,
+        queues: Iterable[str],
+        *,
+        lease: float,
+        digest: str,
+        members: Callable[[], Iterable[Member]],
+        lost: Callable[[Member], None] = lambda _member: None,
+    ) -> None:
+        self._app = app
+        self._queues = list(queues)
+        self._lease_ms, self._tick = round(lease * 1000), lease / 3
+        self._digest = digest
+        self._members = members
+        self._lost = lost
+        self._line = Line(endpoint)
+        self._wake = threading.Event()
+        self._stopped = False
+        # Children that died: what they held is taken back at once.
+        self._dead: list[Member] = []
+        self._lock = threading.Lock()
+        self._warned_at = clock.monotonic()
+        self._away = False
+        self._thread = threading.Thread(target=self._run, name="taskq-maintenance", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after a last look at the dead."""
+        self._stopped = True
+        self._wake.set()
+        self._thread.join(10)
+
+    def reclaim(self, members: Iterable[Member]) -> None:
+        """Take back what these dead children held, now."""
+        with self._lock:
+            self._dead.extend(members)
+        self._wake.set()
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stopped:
+            self._wake.wait(pause)
+            self._wake.clear()
+            pause = self._round()
+        self._take_back_dead()
+        self._line.close()
+
+    def _round(self) -> float:
+        """Do all duties once; return the seconds until the next round."""
+        try:
+            self._take_back_dead()
+            self._renew()
+            self._reap()
+            self._warn_of_unknown()
+        except BrokerError as error:
+            if not self._away:
+                log.warning("maintenance waits for Redis: %s", error)
+            self._away = True
+            return 0.5 + secrets.randbelow(500) / 1000
+        self._away = False
+        return self._tick * (0.8 + secrets.randbelow(200) / 1000)
+
+    def _take_back_dead(self) -> None:
+        while self._dead:
+            queue, worker = self._dead[0]
+            self._reclaim(queue, worker)
+            with self._lock:
+                self._dead.pop(0)
+
+    def _renew(self) -> None:
+        for queue, worker in list(self._members()):
+            command = commands.renew(
+                keys.base(self._app, queue), worker.encode(), self._lease_ms, self._digest
+            )
+            if self._line.run(command) == "lost":
+                self._lost((queue, worker))
+
+    def _reap(self) -> None:
+        for queue in self._queues:
+            self._reclaim(queue, "")
+
+    def _reclaim(self, queue: str, worker: str) -> None:
+        left = True
+        while left:
+            command = commands.reclaim(
+                keys.base(self._app, queue), self._lease_ms, round(self._tick * 1000), worker.encode()
+            )
+            count, left = self._line.run(command)
+            if count:
+                log.warning("took back %d messages of a dead worker on %s", count, queue)
+
+    def _warn_of_unknown(self) -> None:
+        if clock.monotonic() - self._warned_at < _WARN_SECONDS:
+            return
+        self._warned_at = clock.monotonic()
+        for queue in self._queues:
+            survey = self._line.run(queries.survey(keys.base(self._app, queue), queue))
+            waiting = [name for name, task in survey.tasks.items() if task.queued and not task.known]
+            if waiting:
+                log.warning(
+                    "on %s wait messages of tasks that no live worker knows: %s; is a module "
+                    "missing in include=?",
+                    queue,
+                    ", ".join(waiting),
+                )

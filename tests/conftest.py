@@ -1,0 +1,67 @@
+"""What every test may ask for: a server, an app name of its own, a clean environment."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Server, find_binaries, start_cluster_of_one
+
+# Looked up before any test cleans the environment: a variable may name one.
+BINARIES = find_binaries()
+
+
+def pytest_report_header() -> str:
+    return f"redis servers: {', '.join(BINARIES) or 'none'}"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The server that all tests share, each in its `namespace`: never flush or stop it."""
+    with Server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def redis_url(server: Server) -> str:
+    return server.url
+
+
+@pytest.fixture(scope="session")
+def cluster_node() -> Iterator[Server]:
+    """A shared cluster of one node; the rules of `server` hold."""
+    node = start_cluster_of_one()
+    yield node
+    node.close()
+
+
+@pytest.fixture(scope="session", params=list(BINARIES.values()), ids=list(BINARIES))
+def binary(request: pytest.FixtureRequest) -> Path:
+    """Each server binary found, in turn, for tests that start a `Server(binary)`."""
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture
+def namespace() -> str:
+    """An app name that no other test uses; it stands in every key and id."""
+    name = f"t{secrets.token_hex(6)}"
+    print(f"namespace: {name}")  # pytest shows it where the test fails
+    return name
+
+
+@pytest.fixture(scope="session")
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, state_home: Path) -> None:
+    """Keep a developer's settings out of the tests, and our key files out of their home."""
+    for name in [name for name in os.environ if name.startswith("TASKQ_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(state_home))
