@@ -4,8 +4,10 @@ The README shows it; `ARCHITECTURE.md` is the map.
 """
 
 from taskq.client.app import TaskQ
-from taskq.client.result import Result, Snapshot, agather, as_completed, gather
+from taskq.client.gather import agather, as_completed, gather
+from taskq.client.result import Result
 from taskq.client.signature import Signature
+from taskq.client.snapshot import Snapshot
 from taskq.client.task import Task
 from taskq.errors import (
     BrokerError,

@@ -103,7 +103,7 @@ def _count(minimum: int, maximum: int) -> Callable[[str, object], int]:
     return check
 
 
-def _number(name: str, text: str, kind: type[float] | type[int]) -> float | int:
+def _number(name: str, text: str, kind: type[float | int]) -> float | int:
     try:
         return kind(text)
     except ValueError:

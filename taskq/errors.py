@@ -78,7 +78,7 @@ class EnqueueUncertain(BrokerUnavailable):
     Enqueueing again with `id` cannot run it twice.
     """
 
-    def __init__(self, message: str, id: str) -> None:  # noqa: A002 - the field's own name
+    def __init__(self, message: str, id: str) -> None:
         super().__init__(message)
         self.id = id
 
@@ -137,7 +137,7 @@ class MaxRetriesExceeded(ResultError):
     """The task asked for another attempt, and its policy allows none."""
 
 
-class Retry(Exception):  # noqa: N818 - a request, not an error
+class Retry(Exception):
     """Raise it in a task to run again: `raise Retry(delay=30)`.
 
     It ignores the policy's `on` and obeys its `stop`. `delay` is in seconds or a

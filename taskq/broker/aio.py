@@ -161,7 +161,10 @@ class AsyncBroker:
             await self._idle.pop().close()
 
     async def _again(
-        self, first: BrokerUnavailable, ask: Callable[[AsyncLine], Any], within: float = math.inf
+        self,
+        first: BrokerUnavailable,
+        ask: Callable[[AsyncLine], Any],
+        within: float = math.inf,
     ) -> Any:
         interrupted = isinstance(first, Interrupted)
 

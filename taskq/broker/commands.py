@@ -113,7 +113,9 @@ def schedule(base: str, outgoing: Sequence[Outgoing]) -> Command[str]:
     return Command(scripts.load("schedule"), base, arguments, _text)
 
 
-def send(base: str, outgoing: Sequence[Outgoing]) -> Iterable[tuple[Sequence[Outgoing], Command[str]]]:
+def send(
+    base: str, outgoing: Sequence[Outgoing]
+) -> Iterable[tuple[Sequence[Outgoing], Command[str]]]:
     """Return the commands that send these messages, each with the messages it takes.
 
     At most 1,000 messages and 4 MiB go into one.
@@ -126,7 +128,9 @@ def send(base: str, outgoing: Sequence[Outgoing]) -> Iterable[tuple[Sequence[Out
         yield page, schedule(base, page)
 
 
-def enrol(base: str, worker: bytes, lease_ms: int, name: str, digest: str, kinds: dict[str, str]) -> Command[str]:
+def enrol(
+    base: str, worker: bytes, lease_ms: int, name: str, digest: str, kinds: dict[str, str]
+) -> Command[str]:
     """Make a child a member of the queue's workers; `kinds` maps task to 't' or 'c'."""
     pairs = [part for pair in kinds.items() for part in pair]
     return Command(scripts.load("enrol"), base, (worker, lease_ms, name, digest, *pairs), _text)
@@ -157,15 +161,19 @@ def renew(base: str, worker: bytes, lease_ms: int, digest: str) -> Command[str]:
     return Command(scripts.load("renew"), base, (worker, lease_ms, digest), _text)
 
 
-def reclaim(base: str, lease_ms: int, tick_ms: int, worker: bytes = b"") -> Command[tuple[int, bool]]:
+def reclaim(
+    base: str, lease_ms: int, tick_ms: int, worker: bytes = b""
+) -> Command[tuple[int, bool]]:
     """Take back the messages of a child, or of all whose lease ran out.
 
     Reads as how many were taken, and whether a further call is needed.
     """
-    return Command(scripts.load("reclaim"), base, (lease_ms, tick_ms, PUBLISH, worker), _count_and_left)
+    return Command(
+        scripts.load("reclaim"), base, (lease_ms, tick_ms, PUBLISH, worker), _count_and_left
+    )
 
 
-def expire(base: str, id: str) -> Command[str]:  # noqa: A002 - the field's own name
+def expire(base: str, id: str) -> Command[str]:
     """Resolve a message whose expiry passed before it started."""
     return Command(scripts.load("expire"), base, (PUBLISH, id), _text)
 
@@ -175,7 +183,7 @@ def purge(base: str, reason: str, task: str = "") -> Command[tuple[int, bool]]:
     return Command(scripts.load("purge"), base, (PUBLISH, reason, task), _count_and_left)
 
 
-def forget(base: str, id: str) -> Command[str]:  # noqa: A002
+def forget(base: str, id: str) -> Command[str]:
     """Drop the outcome of a message that is over."""
     return Command(scripts.load("forget"), base, (id,), _text)
 

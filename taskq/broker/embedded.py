@@ -196,9 +196,7 @@ class Embedded:
             os.close(users)  # not unlocked: the lock is the children's as well
 
 
-def ensure(
-    app: str, directory: Path, binary: str, *, linger: float = LINGER_SECONDS
-) -> Embedded:
+def ensure(app: str, directory: Path, binary: str, *, linger: float = LINGER_SECONDS) -> Embedded:
     """Make sure that the app's server runs, and count this process as its user.
 
     May be called again at any time, as when the server does not answer any more.
@@ -269,9 +267,7 @@ def _join(directory: Path) -> int:
     raise BrokerUnavailable(msg)
 
 
-def _await_server(
-    directory: Path, address: str, arguments: tuple[str, ...]
-) -> tuple[int, bool]:
+def _await_server(directory: Path, address: str, arguments: tuple[str, ...]) -> tuple[int, bool]:
     """Return the server's pid, and whether we started it, once it answers.
 
     Whoever gets the keeper's lock launches a keeper, which inherits that lock; the others

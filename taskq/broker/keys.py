@@ -51,12 +51,12 @@ def ready(app: str, queue: str, task: str, priority: int = DEFAULT_PRIORITY) -> 
     return f"{base(app, queue)}ready:{lane(task, priority)}"
 
 
-def record(app: str, queue: str, id: str) -> str:  # noqa: A002 - the field's own name
+def record(app: str, queue: str, id: str) -> str:
     """Return the key of a message's record."""
     return f"{base(app, queue)}m:{id}"
 
 
-def done(app: str, queue: str, id: str) -> str:  # noqa: A002
+def done(app: str, queue: str, id: str) -> str:
     """Return the channel on which a message's outcome is published."""
     return f"{base(app, queue)}done:{id}"
 

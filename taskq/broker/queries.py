@@ -55,7 +55,7 @@ class Survey(msgspec.Struct, frozen=True):
     counts: dict[str, int]
 
 
-def look(base: str, id: str) -> Command[Look]:  # noqa: A002 - the field's own name
+def look(base: str, id: str) -> Command[Look]:
     """Return what is known of one message."""
     return Command(scripts.load("look"), base, (id,), _look)
 

@@ -36,6 +36,19 @@ class Record(msgspec.Struct, frozen=True):
         """What the letter stands for."""
         return LETTERS[self.letter]
 
+    @property
+    def history(self) -> bytes:
+        """The signed history of earlier attempts; empty where there is none."""
+        if self.state.terminal:
+            return b""
+        return _history_of(self.tail) if self.letter in b"SY" else self.tail
+
+
+def _history_of(tail: bytes) -> bytes:
+    """Return the history in a tail that begins with the lane: `SCHEDULED`, `RETRYING`."""
+    at = 3 + int(tail[:3])
+    return tail[at + 7 : at + 7 + int(tail[at : at + 7])]
+
 
 def parse(raw: bytes) -> Record:
     """Return the record in `raw`, of any of the three forms."""

@@ -33,7 +33,9 @@ def load(name: str) -> Script:
     # A chunk of its own for each piece would cost a function call; `do` blocks would hide
     # the locals. So the pieces are joined as they are.
     text = "\n".join([*parts, own])
-    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest().encode())
+    return Script(
+        name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest().encode()
+    )
 
 
 def source(name: str) -> str:

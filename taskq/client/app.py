@@ -92,11 +92,20 @@ class TaskQ:
     @overload
     def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
     @overload
-    def task(self, /, *, bind: Literal[True], **options: Unpack[TaskOptions]) -> BoundTaskDecorator: ...
-    @overload
-    def task(self, /, *, bind: Literal[False] = False, **options: Unpack[TaskOptions]) -> TaskDecorator: ...
     def task(
-        self, fn: Callable[..., Any] | None = None, /, *, bind: bool = False, **options: Unpack[TaskOptions]
+        self, /, *, bind: Literal[True], **options: Unpack[TaskOptions]
+    ) -> BoundTaskDecorator: ...
+    @overload
+    def task(
+        self, /, *, bind: Literal[False] = False, **options: Unpack[TaskOptions]
+    ) -> TaskDecorator: ...
+    def task(
+        self,
+        fn: Callable[..., Any] | None = None,
+        /,
+        *,
+        bind: bool = False,
+        **options: Unpack[TaskOptions],
     ) -> Any:
         """Make a task of a function: `@app.task` or `@app.task(queue=..., retry=...)`.
 
@@ -154,18 +163,26 @@ class TaskQ:
         return batch.results()
 
     def send_task(
-        self, name: str, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+        self,
+        name: str,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Result[Any]:
         """Enqueue a call of a task whose code is not here; nothing is checked but names."""
         return self.enqueue(self._unchecked(name, args, kwargs, options))
 
     async def asend_task(
-        self, name: str, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+        self,
+        name: str,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Result[Any]:
         """Enqueue a call of a task whose code is not here; as `send_task`, awaited."""
         return await self.aenqueue(self._unchecked(name, args, kwargs, options))
 
-    def result(self, id: str) -> Result[Any]:  # noqa: A002 - the public word
+    def result(self, id: str) -> Result[Any]:
         """Return the handle on the message at that address."""
         name, queue = keys.parse_address(id)
         return Result(self, name, queue)
@@ -201,7 +218,11 @@ class TaskQ:
     def queues(self) -> tuple[str, ...]:
         """The queues a worker serves if it is not told others."""
         named = (task.call_options.queue for task in self.tasks.values())
-        every = [self.config.default_queue, *self._declared, *(name for name in named if name)]
+        every = [
+            self.config.default_queue,
+            *self._declared,
+            *(name for name in named if name),
+        ]
         return tuple(dict.fromkeys(every))
 
     def check_queue(self, queue: str) -> str:
@@ -291,7 +312,11 @@ class TaskQ:
         return task
 
     def _unchecked(
-        self, name: str, args: Iterable[Any], kwargs: Mapping[str, Any] | None, options: dict[str, Any]
+        self,
+        name: str,
+        args: Iterable[Any],
+        kwargs: Mapping[str, Any] | None,
+        options: dict[str, Any],
     ) -> Signature[Any]:
         known = Options.__dataclass_fields__
         for option in options:

@@ -63,7 +63,11 @@ class Options:
         if self.eta is not None:
             _bounded("eta", aware("eta", self.eta).timestamp() - clock.now(), past=True)
         if isinstance(self.expires, datetime):
-            _bounded("expires", aware("expires", self.expires).timestamp() - clock.now(), past=True)
+            _bounded(
+                "expires",
+                aware("expires", self.expires).timestamp() - clock.now(),
+                past=True,
+            )
         elif self.expires is not None:
             _bounded("expires", self.expires)
         if self.serializer is not None and self.serializer not in SERIALIZERS:
@@ -145,7 +149,11 @@ class Signature(Generic[R_co]):
         mark = records.mark_of(self.task) if given else None
         priority = keys.DEFAULT_PRIORITY if options.priority is None else options.priority
         return Outgoing(
-            one, raw, keys.lane(self.task, priority), records.label(mark, expires_ms), options.due
+            one,
+            raw,
+            keys.lane(self.task, priority),
+            records.label(mark, expires_ms),
+            options.due,
         )
 
     def fixed(self, one: Outgoing) -> Signature[R_co]:

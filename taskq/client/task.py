@@ -48,7 +48,14 @@ _RETRY_OPTIONS = (
     "max_retries",
     "default_retry_delay",
 )
-_CALL_OPTIONS = ("queue", "priority", "serializer", "ignore_result", "result_ttl", "expires")
+_CALL_OPTIONS = (
+    "queue",
+    "priority",
+    "serializer",
+    "ignore_result",
+    "result_ttl",
+    "expires",
+)
 
 
 class TaskOptions(TypedDict, total=False):
@@ -90,7 +97,9 @@ class Task(Generic[P, R_co]):
     `R_co` is what a plain call returns: a coroutine for an `async def`.
     """
 
-    def __init__(self, app: TaskQ, fn: Callable[..., Any], *, bind: bool, options: TaskOptions) -> None:
+    def __init__(
+        self, app: TaskQ, fn: Callable[..., Any], *, bind: bool, options: TaskOptions
+    ) -> None:
         _check_options(options)
         self.app = app
         self.fn = fn
@@ -154,10 +163,16 @@ class Task(Generic[P, R_co]):
     ) -> Result[T]: ...
     @overload
     def apply_async(
-        self, args: Iterable[Any] = ..., kwargs: Mapping[str, Any] | None = ..., **options: Any
+        self,
+        args: Iterable[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        **options: Any,
     ) -> Result[R_co]: ...
     def apply_async(
-        self, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+        self,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Result[Any]:
         """Enqueue a call, in Celery's spelling: `options(**options).delay(...)`."""
         return self.app.enqueue(self.options(**options)._sign(tuple(args), dict(kwargs or {})))
@@ -171,10 +186,16 @@ class Task(Generic[P, R_co]):
     ) -> Result[T]: ...
     @overload
     async def aapply_async(
-        self, args: Iterable[Any] = ..., kwargs: Mapping[str, Any] | None = ..., **options: Any
+        self,
+        args: Iterable[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        **options: Any,
     ) -> Result[R_co]: ...
     async def aapply_async(
-        self, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+        self,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Result[Any]:
         """Enqueue a call; as `apply_async`, awaited."""
         signature = self.options(**options)._sign(tuple(args), dict(kwargs or {}))
@@ -230,7 +251,7 @@ class Task(Generic[P, R_co]):
         countdown: Seconds | None = None,
         eta: datetime | None = None,
         expires: Seconds | datetime | None = None,
-        id: str | None = None,  # noqa: A002 - the public word
+        id: str | None = None,
         serializer: str | None = None,
         ignore_result: bool | None = None,
         result_ttl: Seconds | None = None,
@@ -246,7 +267,16 @@ class Task(Generic[P, R_co]):
         if queue is not None:
             self.app.check_queue(queue)
         given = Options(
-            queue, priority, countdown, eta, expires, id, serializer, ignore_result, result_ttl, headers
+            queue,
+            priority,
+            countdown,
+            eta,
+            expires,
+            id,
+            serializer,
+            ignore_result,
+            result_ttl,
+            headers,
         )
         twin: Task[P, R_co] = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)

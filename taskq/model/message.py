@@ -29,7 +29,7 @@ NEVER = b"0" * 13
 WIRE_ID = re.compile(r"[0-9a-f]{32}")
 
 
-class Refused(Exception):  # noqa: N818 - an outcome, told to the caller in words
+class Refused(Exception):
     """Bytes that are not a message for this queue; the text says why."""
 
 
@@ -81,7 +81,9 @@ def id_of(app: str, name: str) -> str:
     if "@" in name:
         msg = f"id {name!r}: '@' is kept for the queue"
         raise ConfigError(msg)
-    return hashlib.blake2b(f"{app}\0{name}".encode(), digest_size=16, person=b"taskq-id").hexdigest()
+    return hashlib.blake2b(
+        f"{app}\0{name}".encode(), digest_size=16, person=b"taskq-id"
+    ).hexdigest()
 
 
 def encode(message: Message, seal: Seal) -> bytes:

@@ -167,7 +167,7 @@ def revive(failure: Failure) -> BaseException:
     return error
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - shown as the cause, never raised
+class RemoteTraceback(Exception):
     """Carries the traceback of the worker into the one printed here."""
 
     def __str__(self) -> str:
@@ -181,11 +181,15 @@ def attempt_error(attempt: int, error: BaseException, at_ms: int) -> AttemptErro
     return AttemptError(attempt, at_ms, name, _text_of(error)[:SHORT_TEXT])
 
 
-def next_history(history: History | None, error: AttemptError, started_ms: int, delay: float) -> History:
+def next_history(
+    history: History | None, error: AttemptError, started_ms: int, delay: float
+) -> History:
     """Return a history with one more failed attempt and the wait that follows it."""
     earlier = history or History(started_ms, 0.0)
     return History(
-        earlier.first_started_ms, earlier.idle + delay, (error, *earlier.errors)[:MAX_ERRORS]
+        earlier.first_started_ms,
+        earlier.idle + delay,
+        (error, *earlier.errors)[:MAX_ERRORS],
     )
 
 
@@ -227,6 +231,7 @@ def _builtin(error: BaseException) -> tuple[str, bytes]:
 _ALLOWED: dict[str, type[BaseException]] = {
     name: kind
     for name, kind in vars(builtins).items()
-    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, BaseExceptionGroup)
+    if isinstance(kind, type)
+    and issubclass(kind, Exception)
+    and not issubclass(kind, BaseExceptionGroup)
 }
-

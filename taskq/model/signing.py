@@ -34,11 +34,11 @@ class Domain(StrEnum):
     RESULT = "taskq-result"
 
 
-class UnknownKey(Exception):  # noqa: N818 - told apart from forgery by its caller
+class UnknownKey(Exception):
     """The bytes name a key this keyring does not hold: a rotation in progress."""
 
 
-class BadSignature(Exception):  # noqa: N818
+class BadSignature(Exception):
     """The tag does not fit: not signed by us, or changed since."""
 
 
@@ -49,7 +49,9 @@ def new_secret() -> str:
 
 def key_id(secret: str) -> bytes:
     """Return the public name of a key: eight hex digits of its digest."""
-    return hashlib.blake2b(secret.encode(), digest_size=4, person=b"taskq-key-id").hexdigest().encode()
+    return (
+        hashlib.blake2b(secret.encode(), digest_size=4, person=b"taskq-key-id").hexdigest().encode()
+    )
 
 
 class Keyring:

@@ -80,8 +80,12 @@ class Engine:
         self.exchange.after_turn = self._after_turn
         child = secrets.token_hex(8)
         self._bell = Bell(app.name, endpoint, plan.queues, self.digest, child)
-        self._threads = ThreadPool(plan.threads, self._executor.run, self._outbox, self.exchange.lead)
-        self._coroutines = CoroutinePool(plan.coroutines, self._executor.arun, self._coroutine_ended)
+        self._threads = ThreadPool(
+            plan.threads, self._executor.run, self._outbox, self.exchange.lead
+        )
+        self._coroutines = CoroutinePool(
+            plan.coroutines, self._executor.arun, self._coroutine_ended
+        )
         slots.waiting = self._threads.buffer.__len__
         slots.put_threads = self._threads.put
         slots.put_coroutines = self._coroutines.put
@@ -120,10 +124,13 @@ class Engine:
                 self._moved.wait(min(left, 0.2))
         return not self._busy()
 
-    def stop(self) -> None:
-        """Give back what did not end, uncounted; leave; end the threads."""
+    def stop(self) -> bool:
+        """Give back what did not end, uncounted; leave; end the threads.
+
+        Return whether all of them have ended.
+        """
         if self.phase is Phase.STOPPED:
-            return
+            return True
         self.quiet()
         self.phase = Phase.STOPPED
         self.exchange.flush(self.exchange.held())
@@ -137,6 +144,7 @@ class Engine:
         self._bell.join(_JOIN_SECONDS)
         if not ended:
             log.warning("a task did not end; its message was given back")
+        return ended
 
     def _busy(self) -> bool:
         return bool(self.exchange.holding or len(self._outbox))

@@ -106,6 +106,8 @@ class Exchange:
         self._asked = True
         # Called after each turn, outside the lock.
         self.after_turn: Callable[[], None] = lambda: None
+        # Called when the child has a new id in a queue.
+        self.enrolled: Callable[[], None] = lambda: None
         # Messages of this child that wait for another attempt; for --burst.
         self.retrying: set[bytes] = set()
 
@@ -326,7 +328,13 @@ class Exchange:
         for worker, finishes in list(port.strays.items()):
             for finish in finishes:
                 command = commands.exchange(
-                    port.base, worker, b"9" * 10, self.digest, self._lease_ms, (finish,), Room()
+                    port.base,
+                    worker,
+                    b"9" * 10,
+                    self.digest,
+                    self._lease_ms,
+                    (finish,),
+                    Room(),
                 )
                 self._note(finish, self._line.run(command).verdicts)
             del port.strays[worker]
@@ -344,6 +352,7 @@ class Exchange:
             )
         )
         port.enrolled = port.hungry = True
+        self.enrolled()
 
     def _command(self, port: Port, finishes: Sequence[Finish], room: Room) -> Command[Exchanged]:
         seq = b"%010d" % port.seq
@@ -364,7 +373,9 @@ def _first(finishes: deque[Finish]) -> list[Finish]:
     batch: list[Finish] = []
     size = 0
     for finish in finishes:
-        if batch and (len(batch) == MOST_FINISHES or size + len(finish.payload) > MOST_FINISH_BYTES):
+        if batch and (
+            len(batch) == MOST_FINISHES or size + len(finish.payload) > MOST_FINISH_BYTES
+        ):
             break
         batch.append(finish)
         size += len(finish.payload)

@@ -72,7 +72,16 @@ class Done(msgspec.Struct, frozen=True):
 class Run:
     """One attempt under way: what the steps hand to each other."""
 
-    __slots__ = ("args", "context", "kwargs", "message", "record", "started", "started_ms", "task")
+    __slots__ = (
+        "args",
+        "context",
+        "kwargs",
+        "message",
+        "record",
+        "started",
+        "started_ms",
+        "task",
+    )
 
     task: Task[..., Any]
     message: Message
@@ -158,7 +167,9 @@ class Executor:
     def _record(self, delivery: Delivery) -> Record:
         if delivery.record:
             return records.parse(delivery.record)
-        return Record(b"R", claims=1, fence=delivery.fence, worker=delivery.worker, seq=delivery.seq)
+        return Record(
+            b"R", claims=1, fence=delivery.fence, worker=delivery.worker, seq=delivery.seq
+        )
 
     def _context(self, run: Run, delivery: Delivery) -> Context:
         envelope = run.message.envelope
@@ -206,11 +217,16 @@ class Executor:
         return self._retry(delivery, run, error, attempt.raised(error), request)
 
     def _retry(
-        self, delivery: Delivery, run: Run, error: BaseException, attempt: Attempt, request: Retry | None
+        self,
+        delivery: Delivery,
+        run: Run,
+        error: BaseException,
+        attempt: Attempt,
+        request: Retry | None,
     ) -> Outcome:
         try:
             delay = attempt.next_delay(run.task.retry_policy, request)
-        except Exception as broken:  # noqa: BLE001 - a policy is user code
+        except Exception as broken:
             log.exception("the retry policy of %s failed", run.task.name)
             return self._final(delivery, run, broken)
         if delay is None:
@@ -258,12 +274,16 @@ class Executor:
         )
 
     def _close(
-        self, delivery: Delivery, run: Run, judge: Callable[[Delivery, Run, Any], Outcome], end: Any
+        self,
+        delivery: Delivery,
+        run: Run,
+        judge: Callable[[Delivery, Run, Any], Outcome],
+        end: Any,
     ) -> Done:
         """Judge how the attempt ended, and put it in the exchange's words."""
         try:
             finish = self._finish(delivery, run, judge(delivery, run, end))
-        except Exception as error:  # noqa: BLE001 - no outcome may be lost to a defect in its making
+        except Exception as error:
             log.exception("the outcome of %s cannot be recorded", run.task.name)
             finish = self._finish(delivery, run, self._final(delivery, run, error))
         return Done(delivery, finish, run.task.name, clock.monotonic() - run.started)
@@ -332,4 +352,3 @@ def _too_large(size: int, app: TaskQ) -> MessageTooLarge:
     limit = app.config.max_result_bytes
     msg = f"the result has {size:,} bytes, over max_result_bytes={limit:,}"
     return MessageTooLarge(msg)
-

@@ -117,7 +117,10 @@ class Maintenance:
         left = True
         while left:
             command = commands.reclaim(
-                keys.base(self._app, queue), self._lease_ms, round(self._tick * 1000), worker.encode()
+                keys.base(self._app, queue),
+                self._lease_ms,
+                round(self._tick * 1000),
+                worker.encode(),
             )
             count, left = self._line.run(command)
             if count:
@@ -129,7 +132,9 @@ class Maintenance:
         self._warned_at = clock.monotonic()
         for queue in self._queues:
             survey = self._line.run(queries.survey(keys.base(self._app, queue), queue))
-            waiting = [name for name, task in survey.tasks.items() if task.queued and not task.known]
+            waiting = [
+                name for name, task in survey.tasks.items() if task.queued and not task.known
+            ]
             if waiting:
                 log.warning(
                     "on %s wait messages of tasks that no live worker knows: %s; is a module "

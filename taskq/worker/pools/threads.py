@@ -24,7 +24,11 @@ class ThreadPool:
     """`size` threads that run messages."""
 
     def __init__(
-        self, size: int, run: Callable[[Delivery], Done], outbox: Outbox, lead: Callable[[], None]
+        self,
+        size: int,
+        run: Callable[[Delivery], Done],
+        outbox: Outbox,
+        lead: Callable[[], None],
     ) -> None:
         self.size = size
         # Claimed and not started. Extended by the exchange, popped by the threads.

@@ -1,0 +1,121 @@
+"""`taskq status` and `taskq purge`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from taskq.broker import commands, keys, queries
+from taskq.broker.queries import Survey
+from taskq.cli.place import app_option, fail, open_app, printable
+from taskq.client.app import TaskQ
+from taskq.errors import BrokerError, TaskQError
+
+
+@click.command()
+@app_option
+@click.option("-Q", "--queues", help="Only these, comma-separated.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def status(context: click.Context, app: str | None, queues: str | None, *, as_json: bool) -> None:
+    """Show what is queued, scheduled and running, and the live workers."""
+    opened = open_app(context, app)
+    names = queues.split(",") if queues else opened.queues
+    try:
+        surveys = [_survey(opened, name.strip()) for name in names]
+    except TaskQError as error:
+        fail(str(error), 1)
+    if as_json:
+        click.echo(json.dumps(_as_data(opened, surveys), indent=2))
+    else:
+        _print(Console(), surveys)
+    opened.close()
+
+
+@click.command()
+@app_option
+@click.option("-Q", "--queue", required=True, help="The queue to empty.")
+@click.option("--task", default="", help="Only the messages of this task.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def purge(context: click.Context, app: str | None, queue: str, task: str, *, yes: bool) -> None:
+    """Throw away queued and scheduled messages; whoever waits for them gets Cancelled."""
+    opened = open_app(context, app)
+    what = f"all messages of {task} on {queue}" if task else f"all messages on {queue}"
+    if not yes:
+        click.confirm(f"Throw away {printable(what)} of the app {opened.name}?", abort=True)
+    base, total, left = keys.base(opened.name, queue), 0, True
+    try:
+        opened.check_queue(queue)
+        while left:
+            count, left = opened.broker.run(commands.purge(base, "purged", task))
+            total += count
+    except TaskQError as error:
+        fail(str(error), 1 if isinstance(error, BrokerError) else 2)
+    click.echo(f"purged {total} messages")
+    opened.close()
+
+
+def _survey(app: TaskQ, queue: str) -> Survey:
+    return app.broker.run(queries.survey(keys.base(app.name, queue), queue))
+
+
+def _as_data(app: TaskQ, surveys: Iterable[Survey]) -> dict[str, Any]:
+    return {
+        "app": app.name,
+        "queues": {
+            one.queue: {
+                "tasks": {
+                    name: {
+                        "queued": task.queued,
+                        "scheduled": task.scheduled,
+                        "running": task.running,
+                        "known": task.known,
+                    }
+                    for name, task in one.tasks.items()
+                },
+                "workers": [
+                    {
+                        "name": worker.name,
+                        "running": worker.running,
+                        "lease_left": worker.lease_left,
+                    }
+                    for worker in one.workers
+                ],
+                "counts": one.counts,
+            }
+            for one in surveys
+        },
+    }
+
+
+def _print(console: Console, surveys: Iterable[Survey]) -> None:
+    tasks = Table("queue", "task", box=None, pad_edge=False)
+    for column in ("queued", "scheduled", "running"):
+        tasks.add_column(column, justify="right")
+    tasks.add_column("")
+    workers = Table("worker", "queue", box=None, pad_edge=False)
+    workers.add_column("running", justify="right")
+    for survey in surveys:
+        for name, task in survey.tasks.items():
+            note = "" if task.known or not task.queued else "no live worker knows this task"
+            counts = (str(task.queued), str(task.scheduled), str(task.running))
+            tasks.add_row(survey.queue, _safe(name), *counts, note)
+        if not survey.tasks:
+            tasks.add_row(survey.queue, "(empty)", "0", "0", "0", "")
+        for what, count in survey.counts.items():
+            console.print(f"{survey.queue}: {count} {what} in the last 90 days")
+        for worker in survey.workers:
+            workers.add_row(_safe(worker.name), survey.queue, str(worker.running))
+    console.print(tasks)
+    console.print(workers if workers.row_count else "no live worker")
+
+
+def _safe(text: str) -> str:
+    return escape(printable(text))

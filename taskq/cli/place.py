@@ -1,0 +1,62 @@
+"""Which app a verb is about: `-A` before or after it, or `TASKQ_APP`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from taskq.client.app import TaskQ
+from taskq.client.loader import load_app
+from taskq.errors import TaskQError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Place:
+    """What was said before the verb."""
+
+    def __init__(self, app: str | None) -> None:
+        self.app = app
+
+
+def app_option(function: F) -> F:
+    """Give a verb `-A/--app`."""
+    option = click.option(
+        "-A", "--app", "app", help="The app: module or module:attribute. [$TASKQ_APP]"
+    )
+    return option(function)
+
+
+def named_app(context: click.Context, after: str | None) -> str:
+    """Return the app's name; exit with 2 and what to type if there is none."""
+    name = after or context.obj.app or os.environ.get("TASKQ_APP")
+    if not name:
+        fail(
+            f"which app? type: taskq {context.command.name} -A module[:attribute], or set TASKQ_APP"
+        )
+    return str(name)
+
+
+def open_app(context: click.Context, after: str | None) -> TaskQ:
+    """Import the app; exit with 2 and one line if that fails."""
+    try:
+        return load_app(named_app(context, after))
+    except TaskQError as error:
+        fail(str(error))
+        raise AssertionError from None  # fail() does not return
+
+
+def fail(reason: str, code: int = 2) -> None:
+    """Say why in one line, and exit."""
+    click.echo(f"taskq: {printable(reason)}", err=True)
+    raise SystemExit(code)
+
+
+def printable(text: object) -> str:
+    """Return text from Redis or from errors without control characters."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(text)
+    )

@@ -1,0 +1,67 @@
+"""`taskq call`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from taskq.cli.place import app_option, fail, open_app, printable
+from taskq.client.app import TaskQ
+from taskq.client.task import Task
+from taskq.config import nearest
+from taskq.errors import TaskQError
+
+
+@click.command()
+@click.argument("name")
+@click.argument("args", nargs=-1)
+@app_option
+@click.option("-Q", "--queue", help="Another queue than the task's own.")
+@click.option("--countdown", type=click.FloatRange(min=0), help="Seconds to wait before it runs.")
+@click.option("--kwargs", "kwargs", help="Keyword arguments, as a JSON object.")
+@click.option("--wait", is_flag=True, help="Wait for the outcome and print it.")
+@click.option("--timeout", type=click.FloatRange(min=0), help="With --wait: seconds to wait.")
+@click.pass_context
+def call(context: click.Context, name: str, args: tuple[str, ...], **options: Any) -> None:
+    """Enqueue a call: taskq call proj.add 2 3 --wait.
+
+    Each argument is read as JSON where it is that, else as text.
+    """
+    app = open_app(context, options["app"])
+    task = _task(app, name)
+    try:
+        kwargs = json.loads(options["kwargs"] or "{}")
+        chosen = task.options(queue=options["queue"], countdown=options["countdown"])
+        result = chosen.apply_async([_value(text) for text in args], kwargs)
+        if not options["wait"]:
+            click.echo(result.id)
+            return
+        value = result.get(options["timeout"])
+    except (TaskQError, TypeError, ValueError) as error:
+        fail(f"{type(error).__name__}: {error}", 1)
+    except Exception as error:  # noqa: BLE001 - what the task raised
+        fail(f"{task.name} raised {type(error).__name__}: {error}", 1)
+    else:
+        click.echo(printable(repr(value)))
+    finally:
+        app.close()
+
+
+def _task(app: TaskQ, name: str) -> Task[..., Any]:
+    fitting = [
+        task for known, task in app.tasks.items() if known == name or known.endswith("." + name)
+    ]
+    exact = [task for task in fitting if task.name == name]
+    if len(exact or fitting) != 1:
+        found = ", ".join(sorted(task.name for task in fitting) or sorted(app.tasks)) or "none"
+        fail(f"no one task is named {name!r}{nearest(name, app.tasks)}; there is: {found}")
+    return (exact or fitting)[0]
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,94 @@
+"""`taskq worker`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import click
+
+from taskq.cli.place import app_option, fail, named_app
+from taskq.config import NAME
+from taskq.worker import logs
+from taskq.worker.supervisor import Orders, Supervisor
+
+_COUNT = click.IntRange(0, 100_000)
+_LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False)
+
+
+@click.command()
+@click.argument("modules", nargs=-1)
+@app_option
+@click.option("-Q", "--queues", help="Serve only these, comma-separated.")
+@click.option(
+    "-p", "--processes", type=click.IntRange(1, 1024), help="Child processes. [usable CPUs]"
+)
+@click.option("-t", "--threads", type=_COUNT, help="Threads in each, for `def` tasks. [8]")
+@click.option("--coroutines", type=_COUNT, help="Running `async def` tasks in each. [100]")
+@click.option(
+    "-c",
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    help="N processes of one thread: -p N -t 1.",
+)
+@click.option("-n", "--name", help="The worker's name. [host-pid]")
+@click.option("-l", "--loglevel", type=_LEVELS, default="info", show_default=True)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+@click.option("--burst", is_flag=True, help="Exit when nothing is queued, running or due.")
+@click.option("--reload", is_flag=True, help="Restart the children when a source file changes.")
+@click.option(
+    "--shutdown-timeout",
+    type=click.FloatRange(min=0),
+    help="Seconds running tasks get at the end. [25]",
+)
+@click.pass_context
+def worker(context: click.Context, modules: tuple[str, ...], **options: Any) -> None:
+    """Run the tasks of an app: taskq worker proj [MODULE...].
+
+    The first MODULE is the app, unless -A names it; the others are imported as well.
+    """
+    app = options["app"] or context.obj.app
+    if app is None and modules:
+        app, *rest = modules
+        modules = tuple(rest)
+    name = options["name"] or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
+    if not NAME.fullmatch(name):
+        fail(f"--name {name!r}: use 1 to 128 of A-Z a-z 0-9 _ . -")
+    processes, threads = _slots(options)
+    orders = Orders(
+        app=named_app(context, app),
+        modules=modules,
+        queues=_queues(options["queues"]),
+        processes=processes,
+        threads=threads,
+        coroutines=options["coroutines"],
+        name=name,
+        loglevel=options["loglevel"],
+        log_format=options["log_format"],
+        burst=options["burst"],
+        reload=options["reload"],
+        shutdown_timeout=options["shutdown_timeout"],
+    )
+    logs.configure(orders.loglevel, orders.log_format, name)
+    raise SystemExit(Supervisor(orders).run())
+
+
+def _slots(options: dict[str, Any]) -> tuple[int | None, int | None]:
+    if options["concurrency"] is None:
+        return options["processes"], options["threads"]
+    if options["processes"] is not None or options["threads"] is not None:
+        fail("-c N means -p N -t 1: give either -c, or -p and -t")
+    return options["concurrency"], 1
+
+
+def _queues(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    wrong = [name for name in names if not NAME.fullmatch(name)]
+    if wrong or not names:
+        fail(f"-Q {text!r}: queue names have 1 to 128 of A-Z a-z 0-9 _ . -")
+    return names

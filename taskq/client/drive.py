@@ -1,0 +1,139 @@
+"""Carries out the steps of a wait: blocking, or awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from taskq.client import watch
+from taskq.client.waiter import Wait
+from taskq.config import Seconds, seconds
+from taskq.errors import BrokerUnavailable, ResultTimeout
+from taskq.model import clock, context
+
+if TYPE_CHECKING:
+    from taskq.client.app import TaskQ
+
+# Between two questions to a Redis that is away.
+_AWAY_SECONDS = 0.2
+
+
+def follow_sync(
+    app: TaskQ, results: list[Any], timeout: Seconds | None, *, in_task: bool
+) -> Iterator[Any]:
+    """Yield each result once it is terminal, blocking."""
+    _check_task(in_task=in_task)
+    deadline = _deadline(timeout)
+    wake = threading.Event()
+    steps = _plan(app, results, Wait(wake.set), once=deadline <= clock.monotonic())
+    reply: Any = None
+    with contextlib.closing(steps):
+        while (step := _next(steps, reply)) is not None:
+            reply, left = None, deadline - clock.monotonic()
+            try:
+                if isinstance(step, watch.Settled):
+                    yield step.result
+                elif isinstance(step, watch.Run):
+                    app.broker.run(step.command)
+                elif isinstance(step, watch.Ask):
+                    reply = app.broker.call(*step.arguments, within=left)
+                elif left > 0:
+                    wake.wait(min(step.seconds, left))
+                    wake.clear()
+                else:
+                    break
+            except BrokerUnavailable as error:
+                reply = error
+                wake.wait(_AWAY_SECONDS)
+    _check_over(results)
+
+
+async def follow_async(
+    app: TaskQ, results: list[Any], timeout: Seconds | None
+) -> AsyncIterator[Any]:
+    """Yield each result once it is terminal, awaited."""
+    deadline = _deadline(timeout)
+    wake, loop = asyncio.Event(), asyncio.get_running_loop()
+    wait = Wait(lambda: _call_in(loop, wake))
+    steps = _plan(app, results, wait, once=deadline <= clock.monotonic())
+    reply: Any = None
+    with contextlib.closing(steps):
+        while (step := _next(steps, reply)) is not None:
+            reply, left = None, deadline - clock.monotonic()
+            try:
+                if isinstance(step, watch.Settled):
+                    yield step.result
+                elif isinstance(step, watch.Run):
+                    await app.abroker().run(step.command)
+                elif isinstance(step, watch.Ask):
+                    reply = await app.abroker().call(*step.arguments, within=left)
+                elif left > 0:
+                    await _rest(wake, min(step.seconds, left))
+                else:
+                    break
+            except BrokerUnavailable as error:
+                reply = error
+                await asyncio.sleep(_AWAY_SECONDS)
+    _check_over(results)
+
+
+def _plan(app: TaskQ, results: list[Any], wait: Wait, *, once: bool) -> watch.Steps:
+    for one in results:
+        if one.settled:
+            yield watch.Settled(one)
+    rest = [one for one in results if not one.settled]
+    if rest:
+        yield from watch.poll(rest) if once else watch.follow(app.waiter, rest, wait)
+
+
+def _next(steps: watch.Steps, reply: Any) -> watch.Step | None:
+    try:
+        return steps.send(reply)
+    except StopIteration:
+        return None
+
+
+async def _rest(wake: asyncio.Event, seconds_left: float) -> None:
+    try:
+        async with asyncio.timeout(max(0.0, seconds_left)):
+            await wake.wait()
+    except TimeoutError:
+        return
+    finally:
+        wake.clear()
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, wake: asyncio.Event) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(wake.set)
+
+
+def _deadline(timeout: Seconds | None) -> float:
+    if timeout is None:
+        return float("inf")
+    return clock.monotonic() + seconds("timeout", timeout)
+
+
+def _check_over(results: list[Any]) -> None:
+    waiting = [one for one in results if not one.settled]
+    if waiting:
+        more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        msg = f"{waiting[0].id}{more}: not over in time; the message goes on"
+        raise ResultTimeout(msg)
+
+
+def _check_task(*, in_task: bool) -> None:
+    running = context.running()
+    if running is None or (in_task and not running.coroutine):
+        return
+    if running.coroutine:
+        msg = "in an `async def` task only awaiting is allowed: use `await result` or agather"
+        raise RuntimeError(msg)
+    msg = (
+        "waiting for a result inside a task can lock up a full worker; "
+        "say in_task=True if you know that it cannot"
+    )
+    raise RuntimeError(msg)

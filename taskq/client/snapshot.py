@@ -1,0 +1,127 @@
+"""What was known of a message at one moment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from datetime import datetime
+
+from taskq.broker.queries import Look
+from taskq.broker.records import Record
+from taskq.model import clock, message, outcome
+from taskq.model.message import Envelope
+from taskq.model.outcome import AttemptError, Report
+from taskq.model.signing import Domain, Seal
+from taskq.model.states import State
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What was known of a message at one moment. Instants are aware, by Redis's clock."""
+
+    id: str
+    task: str | None
+    queue: str
+    status: State
+    attempt: int
+    delivery: int
+    worker: str | None
+    enqueued_at: datetime | None
+    due_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    # Of the failed attempts, newest first.
+    errors: tuple[AttemptError, ...]
+    traceback: str | None
+    # What is odd, in words; None where nothing is.
+    note: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Subject:
+    """The message a snapshot is of, as its handle knows it."""
+
+    address: str
+    wire_id: str
+    queue: str
+    task: str | None
+    seal: Callable[[Domain, str], Seal]
+    # A generated id tells when it was made; a given one does not.
+    generated: bool
+
+    def snapshot(self, look: Look) -> Snapshot:
+        """Return what `look` says, verified and in words."""
+        record = look.record
+        if record is None:
+            return self._unknown()
+        report, envelope, note = None, None, None
+        try:
+            report = self.report(record) if record.letter in b"sf" else None
+            envelope = self._envelope(look.message)
+        except Exception as error:  # noqa: BLE001 - a snapshot reports, whatever it finds
+            note = f"{type(error).__name__}: {error}"
+        if record.letter == b"r":
+            note = "refused: " + words_of(record)
+        source = report or envelope
+        return Snapshot(
+            id=self.address,
+            task=source.task if source else self.task,
+            queue=self.queue,
+            status=record.state,
+            attempt=record.attempts + (record.state is State.RUNNING),
+            delivery=record.claims,
+            worker=(report.worker if report else look.worker) or None,
+            enqueued_at=_instant(source.enqueued_ms if source else self._born_ms),
+            due_at=_instant(look.due_ms),
+            started_at=_instant(report.started_ms if report else record.fence // 1000),
+            finished_at=_instant(report.finished_ms) if report else None,
+            errors=report.errors if report else self._errors(record),
+            traceback=report.failure.traceback if report and report.failure else None,
+            note=note,
+        )
+
+    def report(self, record: Record) -> Report:
+        """Return the signed report in a terminal record; `ResultTampered` if it is not ours."""
+        seal = self.seal(Domain.RESULT, self.queue)
+        return outcome.read_report(
+            record.tail, seal, self.wire_id.encode() + record.worker + record.seq
+        )
+
+    def _unknown(self) -> Snapshot:
+        nothing = (None,) * 5
+        note = "Redis does not know this id"
+        return Snapshot(
+            self.address,
+            self.task,
+            self.queue,
+            State.UNKNOWN,
+            0,
+            0,
+            *nothing,
+            (),
+            None,
+            note,
+        )
+
+    def _envelope(self, raw: bytes) -> Envelope | None:
+        if not raw:
+            return None
+        return message.decode(raw, self.seal(Domain.MESSAGE, self.queue)).envelope
+
+    def _errors(self, record: Record) -> tuple[AttemptError, ...]:
+        seal = self.seal(Domain.RESULT, self.queue)
+        history = outcome.read_history(record.history, seal, self.wire_id.encode())
+        return history.errors if history else ()
+
+    @property
+    def _born_ms(self) -> int:
+        return int(self.wire_id[:12], 16) if self.generated else 0
+
+
+def words_of(record: Record) -> str:
+    """Return the words with which a message ended that has no report."""
+    return record.tail[:2000].decode(errors="backslashreplace")
+
+
+def _instant(ms: int | None) -> datetime | None:
+    return clock.instant(ms) if ms else None

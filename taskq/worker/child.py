@@ -1,0 +1,206 @@
+"""A child: the process that imports the app and runs its tasks.
+
+It says `hello` to the supervisor, or `failed` and why; then it obeys: `drain`,
+`hand_back`. When the supervisor is gone, so is the child.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from taskq.client.loader import load_app
+from taskq.errors import BrokerError, ConfigError, TaskQError
+from taskq.worker import logs
+from taskq.worker.channel import Channel, Note
+from taskq.worker.engine import Engine, Plan
+
+log = logging.getLogger("taskq.worker")
+
+# A child that cannot serve its app: the supervisor passes its reason on, once.
+EXIT_FAILED = 2
+_PR_SET_PDEATHSIG = 1
+_CHECK_SECONDS = 1.0
+
+
+class Child:
+    """One process's side of the conversation with the supervisor."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._orders: dict[str, Any] = {}
+        self._engine: Engine | None = None
+        self._retrying = 0
+        # Written by signal handlers and by the draining thread, read by the main thread.
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_in, False)
+
+    def run(self) -> int:
+        """Serve until told to stop; return the exit code."""
+        notes = self._channel.receive()
+        if not notes:
+            return 0
+        self._orders = notes[0]
+        _die_with(os.getppid())
+        self._listen_to_signals()
+        logs.configure(self._orders["loglevel"], self._orders["log_format"], self._orders["name"])
+        try:
+            self._engine = self._start()
+        except Exception as error:  # noqa: BLE001 - told to the supervisor, in one line
+            self._channel.send({"kind": "failed", "reason": _reason(error)})
+            return EXIT_FAILED
+        self._channel.send(self._hello(self._engine))
+        return self._serve(self._engine)
+
+    def _start(self) -> Engine:
+        orders = self._orders
+        app = load_app(orders["app"], orders["modules"])
+        if app.access.endpoint.memory:
+            msg = "memory:// lives in one process: use taskq.testing.running_worker, or a server"
+            raise ConfigError(msg)
+        config = app.config
+        threads = config.threads if orders["threads"] is None else orders["threads"]
+        coroutines = config.coroutines if orders["coroutines"] is None else orders["coroutines"]
+        queues = orders["queues"] or app.queues
+        engine = Engine(app, Plan(tuple(queues), threads, coroutines, orders["name"]))
+        engine.exchange.enrolled = lambda: self._tell_members(engine)
+        if orders["burst"]:
+            engine.exchange.after_turn = self._chained(engine.exchange.after_turn)
+        engine.start()
+        return engine
+
+    def _hello(self, engine: Engine) -> Note:
+        app, config = engine.app, engine.app.config
+        return {
+            "kind": "hello",
+            "app": app.name,
+            "url": app.access.endpoint.url,
+            "place": app.access.endpoint.place,
+            "queues": list(engine.plan.queues),
+            "tasks": sorted(engine.kinds),
+            "digest": engine.digest,
+            "lease": config.lease,
+            "processes": config.processes,
+            "shutdown_timeout": config.shutdown_timeout,
+            "slots": f"{engine.plan.threads} threads, {engine.plan.coroutines} coroutines",
+            "files": _source_files() if self._orders["reload"] else [],
+        }
+
+    def _serve(self, engine: Engine) -> int:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._channel, selectors.EVENT_READ)
+            selector.register(self._wake_out, selectors.EVENT_READ)
+            while True:
+                timeout = _CHECK_SECONDS if self._orders["burst"] else None
+                ready = {key.fileobj for key, _ in selector.select(timeout)}
+                if self._wake_out in ready:
+                    words = os.read(self._wake_out, 4096)
+                    if b"d" in words:
+                        return self._end(engine)
+                    self._drain(engine, engine.app.config.shutdown_timeout)
+                if self._channel in ready:
+                    notes = self._channel.receive()
+                    if notes is None or any(note["kind"] == "hand_back" for note in notes):
+                        return self._end(engine)
+                    for note in notes:
+                        self._drain(engine, note["seconds"])
+                if self._orders["burst"] and not ready:
+                    self._prune_retrying(engine)
+
+    def _drain(self, engine: Engine, seconds: float) -> None:
+        """Let what runs end, at most so long, in a thread: this one must go on listening."""
+
+        def drain() -> None:
+            engine.drain(seconds)
+            os.write(self._wake_in, b"d")
+
+        threading.Thread(target=drain, name="taskq-drain", daemon=True).start()
+
+    def _end(self, engine: Engine) -> int:
+        if engine.stop():
+            return 0
+        # A task's thread runs on: leaving in the usual way could wait for it.
+        logging.shutdown()
+        os._exit(0)
+
+    def _tell_members(self, engine: Engine) -> None:
+        self._channel.send({"kind": "members", "members": engine.exchange.members()})
+
+    def _chained(self, earlier: Any) -> Any:
+        def after_turn() -> None:
+            earlier()
+            self._tell_retrying()
+
+        return after_turn
+
+    def _tell_retrying(self) -> None:
+        engine = self._engine
+        if engine is not None and self._retrying != len(engine.exchange.retrying):
+            self._retrying = len(engine.exchange.retrying)
+            self._channel.send({"kind": "retrying", "count": self._retrying})
+
+    def _prune_retrying(self, engine: Engine) -> None:
+        """Forget the retries that another worker took."""
+        ids = list(engine.exchange.retrying)
+        for port in engine.exchange.ports:
+            if not ids:
+                return
+            keys = [f"{port.base}m:{one.decode()}" for one in ids]
+            try:
+                records = engine.app.broker.call("MGET", *keys)
+            except BrokerError:
+                return
+            waiting = {
+                one for one, raw in zip(ids, records, strict=True) if raw and raw[:1] == b"Y"
+            }
+            ids = [one for one in ids if one not in waiting]
+        engine.exchange.retrying.difference_update(ids)
+        self._tell_retrying()
+
+    def _listen_to_signals(self) -> None:
+        signal.set_wakeup_fd(self._wake_in, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, _note_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _note_signal(_number: int, _frame: object) -> None:
+    """Do nothing: the wake-up descriptor has told the main thread already."""
+
+
+def _die_with(parent: int) -> None:
+    """End with the supervisor, even if this process is too busy to see its pipe close."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, TaskQError) else f"{type(error).__name__}: {text}"
+
+
+def _source_files() -> list[str]:
+    """Return the files whose change means other code: those of the user's own modules."""
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    own = (file for file in files if file and file.endswith(".py"))
+    prefixes = tuple({sys.prefix, sys.base_prefix, str(Path(os.__file__).parent)})
+    here = str(Path(__file__).parent.parent)
+    return sorted(file for file in own if not file.startswith((*prefixes, here)))
+
+
+def main() -> int:
+    """Run a child; its end of the channel is the descriptor in the first argument."""
+    return Child(Channel(socket.socket(fileno=int(sys.argv[1])))).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
