@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from taskq.worker.engine import Engine, Plan
@@ -22,7 +22,7 @@ def running_worker(
     threads: int = 2,
     coroutines: int = 10,
     drain: float = 5.0,
-) -> Iterator[Engine]:
+) -> Generator[Engine]:
     """Run a worker for `app` until the block ends, then drain it for `drain` seconds.
 
     With `url` the app is pointed there for the length of the block: `memory://` needs
@@ -50,7 +50,7 @@ def running_worker(
 
 
 @contextlib.contextmanager
-def _pointed_at(app: TaskQ, url: str | None) -> Iterator[None]:
+def _pointed_at(app: TaskQ, url: str | None) -> Generator[None]:
     if url is None:
         yield
         return

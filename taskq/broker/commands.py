@@ -82,7 +82,7 @@ class Exchanged(msgspec.Struct, frozen=True):
     more: str
     # One letter a finish: 'k' recorded, 'l' the claim was lost.
     verdicts: str
-    # (kind of slot and record, message bytes); no record at the first claim
+    # ('t', 'c' or 'q' and the record, message bytes); no record at the first claim
     claimed: list[tuple[bytes, bytes]]
 
 

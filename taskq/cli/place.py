@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -37,7 +37,7 @@ def named_app(context: click.Context, after: str | None) -> str:
         fail(
             f"which app? type: taskq {context.command.name} -A module[:attribute], or set TASKQ_APP"
         )
-    return str(name)
+    return name
 
 
 def open_app(context: click.Context, after: str | None) -> TaskQ:
@@ -46,10 +46,9 @@ def open_app(context: click.Context, after: str | None) -> TaskQ:
         return load_app(named_app(context, after))
     except TaskQError as error:
         fail(str(error))
-        raise AssertionError from None  # fail() does not return
 
 
-def fail(reason: str, code: int = 2) -> None:
+def fail(reason: str, code: int = 2) -> NoReturn:
     """Say why in one line, and exit."""
     click.echo(f"taskq: {printable(reason)}", err=True)
     raise SystemExit(code)

@@ -24,7 +24,7 @@ from taskq.errors import TaskQError
 @click.option("--wait", is_flag=True, help="Wait for the outcome and print it.")
 @click.option("--timeout", type=click.FloatRange(min=0), help="With --wait: seconds to wait.")
 @click.pass_context
-def call(context: click.Context, name: str, args: tuple[str, ...], **options: Any) -> None:
+def call(context: click.Context, /, name: str, args: tuple[str, ...], **options: Any) -> None:
     """Enqueue a call: taskq call proj.add 2 3 --wait.
 
     Each argument is read as JSON where it is that, else as text.

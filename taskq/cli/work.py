@@ -45,7 +45,7 @@ _LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"], case_s
     help="Seconds running tasks get at the end. [25]",
 )
 @click.pass_context
-def worker(context: click.Context, modules: tuple[str, ...], **options: Any) -> None:
+def worker(context: click.Context, /, modules: tuple[str, ...], **options: Any) -> None:
     """Run the tasks of an app: taskq worker proj [MODULE...].
 
     The first MODULE is the app, unless -A names it; the others are imported as well.

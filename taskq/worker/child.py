@@ -73,6 +73,7 @@ class Child:
         engine = Engine(app, Plan(tuple(queues), threads, coroutines, orders["name"]))
         engine.exchange.enrolled = lambda: self._tell_members(engine)
         if orders["burst"]:
+            engine.exchange.retrying = set()
             engine.exchange.after_turn = self._chained(engine.exchange.after_turn)
         engine.start()
         return engine
@@ -143,13 +144,15 @@ class Child:
 
     def _tell_retrying(self) -> None:
         engine = self._engine
-        if engine is not None and self._retrying != len(engine.exchange.retrying):
-            self._retrying = len(engine.exchange.retrying)
+        count = len(engine.exchange.retrying or ()) if engine else 0
+        if self._retrying != count:
+            self._retrying = count
             self._channel.send({"kind": "retrying", "count": self._retrying})
 
     def _prune_retrying(self, engine: Engine) -> None:
         """Forget the retries that another worker took."""
-        ids = list(engine.exchange.retrying)
+        retrying = engine.exchange.retrying or set()
+        ids = list(retrying)
         for port in engine.exchange.ports:
             if not ids:
                 return
@@ -162,7 +165,7 @@ class Child:
                 one for one, raw in zip(ids, records, strict=True) if raw and raw[:1] == b"Y"
             }
             ids = [one for one in ids if one not in waiting]
-        engine.exchange.retrying.difference_update(ids)
+        retrying.difference_update(ids)
         self._tell_retrying()
 
     def _listen_to_signals(self) -> None:

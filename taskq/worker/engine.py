@@ -190,7 +190,7 @@ class Engine:
     def _enter_lifespan(self) -> Any:
         if self.app.lifespan is None:
             return None
-        manager = self.app.lifespan(self.app)
+        manager: Any = self.app.lifespan(self.app)
         if isinstance(manager, contextlib.AbstractAsyncContextManager):
             value = self._coroutines.call(manager.__aenter__())
         else:

@@ -106,10 +106,10 @@ class Exchange:
         self._asked = True
         # Called after each turn, outside the lock.
         self.after_turn: Callable[[], None] = lambda: None
-        # Called when the child has a new id in a queue.
+        # Called when the child's id in a queue has changed.
         self.enrolled: Callable[[], None] = lambda: None
-        # Messages of this child that wait for another attempt; for --burst.
-        self.retrying: set[bytes] = set()
+        # Messages of this child that wait for another attempt; kept for --burst only.
+        self.retrying: set[bytes] | None = None
 
     def ask(self, queues: Iterable[str] | None = None) -> None:
         """Let the next turn claim, from these queues or from all."""
@@ -157,7 +157,11 @@ class Exchange:
                         self._line.run(commands.reclaim(port.base, self._lease_ms, 0, port.worker))
             except BrokerError as error:
                 log.warning("the lease is left to run out: %s", error)
+            for port in self.ports:
+                port.enrolled = False
             self._line.close()
+        self.enrolled()
+        self.enrolled()
 
     def held(self) -> list[Delivery]:
         """Return what is claimed and not ended."""
@@ -225,8 +229,8 @@ class Exchange:
     def _exchange(self, port: Port, room: Room) -> None:
         if port.pending is None:
             port.seq += 1
-            finishes = _first(port.finishes)
-            port.pending = (self._command(port, finishes, room), finishes)
+            batch = _first(port.finishes)
+            port.pending = (self._command(port, batch, room), batch)
             port.hungry = port.hungry and room.empty
         command, finishes = port.pending
         try:
@@ -241,6 +245,10 @@ class Exchange:
     def _take(self, port: Port, finishes: Sequence[Finish], reply: Exchanged) -> None:
         """Note what the reply says, and hand out what it brings."""
         port.pending = None
+        if reply.word == "stale":
+            log.error("%s: an exchange was overtaken; enrolling anew", port.queue)
+            port.enrolled, self._asked = False, True
+            return
         for finish, verdict in zip(finishes, reply.verdicts, strict=False):
             self._note(finish, verdict)
         for _ in finishes:
@@ -260,20 +268,22 @@ class Exchange:
     def _hand_out(self, port: Port, reply: Exchanged, lead: int) -> None:
         seq, now = b"%010d" % port.seq, clock.monotonic()
         lots: dict[str, list[Delivery]] = {"t": [], "c": []}
+        quick = 0
         for head, raw in reply.claimed:
-            kind = head[:1].decode()
+            kind = "c" if head[:1] == b"c" else "t"
+            quick += head[:1] == b"q"
             delivery = Delivery(
                 port.queue, port.worker, seq, kind, head[1:], raw, reply.now_us, now, lead
             )
             self._held[delivery.field] = delivery
-            self.retrying.discard(raw[12:44])
+            if self.retrying is not None:
+                self.retrying.discard(raw[12:44])
             lots[kind].append(delivery)
         for kind, lot in lots.items():
             self._used[kind] += len(lot)
         if lots["t"]:
-            # Those beyond the free slots are of quick tasks: no thread need wake for them.
-            slow = len(lots["t"]) if not self._meter.caps(1) else self._slots.sizes["t"]
-            self._slots.put_threads(lots["t"], min(slow, len(lots["t"])))
+            # One thread runs all the quick ones: to wake more would cost more than it saves.
+            self._slots.put_threads(lots["t"], len(lots["t"]) - quick + bool(quick))
         if lots["c"]:
             self._slots.put_coroutines(lots["c"])
 
@@ -305,7 +315,7 @@ class Exchange:
                 "an outcome of %s came too late: another claim has the message",
                 finish.field[:32].decode(),
             )
-        elif finish.kind == "y":
+        elif finish.kind == "y" and self.retrying is not None:
             self.retrying.add(finish.field[:32])
 
     def _isolate(self, port: Port, finishes: Sequence[Finish], error: BrokerError) -> None:

@@ -294,7 +294,6 @@ class Executor:
         if isinstance(end, RetryIn):
             history = outcome.sign(end.history, seal, id_bytes)
             return Finish("y", delivery.field, history, end.delay_ms)
-        assert isinstance(end, Finished)
         claim = delivery.worker + delivery.seq
         body = outcome.sign(end.report, seal, id_bytes + claim)
         kind = "s" if end.report.failure is None else "f"
@@ -302,7 +301,8 @@ class Executor:
         return Finish(kind, delivery.field, record, end.ttl_ms)
 
     def _refuse(self, delivery: Delivery, reason: str) -> Done:
-        log.warning("refused a message on %s: %s", delivery.queue, reason)
+        # Maintenance tells people, once a minute: whoever forges can forge many.
+        log.debug("refused a message on %s: %s", delivery.queue, reason)
         words = reason.encode(errors="backslashreplace")[:500]
         record = commands.terminal_record(b"r", self._head(delivery), words)
         return Done(delivery, Finish("r", delivery.field, record, NAMED_TTL_MS))

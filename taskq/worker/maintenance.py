@@ -50,7 +50,9 @@ class Maintenance:
         # Children that died: what they held is taken back at once.
         self._dead: list[Member] = []
         self._lock = threading.Lock()
-        self._warned_at = clock.monotonic()
+        self._warn_at = 0.0
+        # How many messages had been refused at the last look, by queue.
+        self._refused: dict[str, int] = {}
         self._away = False
         self._thread = threading.Thread(target=self._run, name="taskq-maintenance", daemon=True)
 
@@ -85,7 +87,7 @@ class Maintenance:
             self._take_back_dead()
             self._renew()
             self._reap()
-            self._warn_of_unknown()
+            self._warn()
         except BrokerError as error:
             if not self._away:
                 log.warning("maintenance waits for Redis: %s", error)
@@ -126,10 +128,11 @@ class Maintenance:
             if count:
                 log.warning("took back %d messages of a dead worker on %s", count, queue)
 
-    def _warn_of_unknown(self) -> None:
-        if clock.monotonic() - self._warned_at < _WARN_SECONDS:
+    def _warn(self) -> None:
+        """Once a minute, say what people should know of."""
+        if clock.monotonic() < self._warn_at:
             return
-        self._warned_at = clock.monotonic()
+        self._warn_at = clock.monotonic() + _WARN_SECONDS
         for queue in self._queues:
             survey = self._line.run(queries.survey(keys.base(self._app, queue), queue))
             waiting = [
@@ -142,3 +145,9 @@ class Maintenance:
                     queue,
                     ", ".join(waiting),
                 )
+            refused = survey.counts.get("refused", 0)
+            if (new := refused - self._refused.setdefault(queue, refused)) > 0:
+                log.warning(
+                    "refused %d messages on %s, unread: not ours, or badly signed", new, queue
+                )
+            self._refused[queue] = refused

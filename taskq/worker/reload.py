@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class FileWatch:
@@ -29,6 +29,6 @@ class FileWatch:
 
 def _modified(file: str) -> int:
     try:
-        return os.stat(file).st_mtime_ns
+        return Path(file).stat().st_mtime_ns
     except OSError:  # gone: an editor is about to write it anew
         return 0

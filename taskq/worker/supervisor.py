@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from taskq.broker.connection import Endpoint
 from taskq.model import clock
@@ -145,7 +145,7 @@ class Supervisor:
         return 0
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> Generator[None]:
         """Let signals wake the loop; the handlers set flags and nothing else."""
 
         def note(number: int, _frame: object) -> None:

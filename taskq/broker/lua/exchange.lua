@@ -11,7 +11,8 @@
 -- field     id(32) and claim number(10), as in `running:<worker>`
 -- verdicts  one letter a finish: 'k' recorded, 'l' the claim was lost
 -- threads, coroutines  free slots; cap: how many messages of a task may come beyond them
--- record    the kind of slot, and the record where it is not the message's first claim
+-- record    't', 'c' or 'q' (a thread's, of a task with a cap); and the record, unless this
+--           is the message's first claim
 local worker, seq, digest, lease = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local publish = ARGV[5]
 local room = {t = tonumber(ARGV[6]), c = tonumber(ARGV[7])}
@@ -124,7 +125,7 @@ local function claimed_record(record)
 end
 
 -- Take one popped message, unless it is not to be run. `known` is its record.
-local function accept(lane, kind, message, known)
+local function accept(lane, sort, message, known)
   if not is_ours(message) then
     set_aside('raw-' .. digits(now_us) .. '-' .. looked, lane, message, 'not a taskq message')
     return
@@ -144,7 +145,7 @@ local function accept(lane, kind, message, known)
   local record = (known == 'Q' or not known) and fresh or claimed_record(known)
   records[#records + 1], records[#records + 2] = base .. 'm:' .. id, record
   claims[#claims + 1], claims[#claims + 2] = id .. seq, pack_claimed(lane, message)
-  out[#out + 1], out[#out + 2] = record == fresh and kind or kind .. record, message
+  out[#out + 1], out[#out + 2] = record == fresh and sort or sort .. record, message
   return true
 end
 
@@ -166,7 +167,7 @@ local function pop(lane, most)
   return got
 end
 
-local function take(lane, kind, most)
+local function take(lane, sort, most)
   local popped = pop(lane, most)
   if #popped == 0 then return 0, 0 end
   local ids = {}
@@ -174,7 +175,7 @@ local function take(lane, kind, most)
   local known, accepted = call('MGET', unpack(ids)), 0
   for i, message in ipairs(popped) do
     looked = looked + 1
-    if accept(lane, kind, message, known[i]) then accepted = accepted + 1 end
+    if accept(lane, sort, message, known[i]) then accepted = accepted + 1 end
   end
   return #popped, accepted
 end
@@ -198,7 +199,7 @@ local function serve(lanes)
     local slots = math.ceil(room[lane.kind] / rivals)
     local most = math.min(slots + (caps[lane.task] or 0), LOOK_MOST - looked)
     local popped, accepted = 0, 0
-    if most > 0 and taken_bytes < BYTES_MOST then popped, accepted = take(lane.name, lane.kind, most) end
+    if most > 0 and taken_bytes < BYTES_MOST then popped, accepted = take(lane.name, lane.sort, most) end
     if popped > 0 then
       served = lane.pass
       lane.pass = lane.pass + popped
@@ -230,7 +231,10 @@ if #open > 0 then
       if #level > 0 then serve(level) end
       level, priority = {}, open[i + 1]
     end
-    if kind then level[#level + 1] = {name = open[i], task = task, kind = kind} end
+    if kind then
+      local sort = kind == 't' and caps[task] and 'q' or kind
+      level[#level + 1] = {name = open[i], task = task, kind = kind, sort = sort}
+    end
   end
   if #level > 0 then serve(level) end
 end

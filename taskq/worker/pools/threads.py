@@ -41,6 +41,8 @@ class ThreadPool:
         self._idle = 0
         self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopped = False
+        # What waited longest at the last call of `help`.
+        self._first: Delivery | None = None
         self._threads = [
             threading.Thread(target=self._work, name=f"taskq-slot-{number}", daemon=True)
             for number in range(1, size + 1)
@@ -57,13 +59,18 @@ class ThreadPool:
         self._wake(wake - (threading.current_thread() in self._threads))
 
     def help(self) -> None:
-        """Wake idle threads if messages wait all the same: what was quick is not now."""
-        if self.buffer:
+        """Wake idle threads if nothing has moved since the last call: a quick task is slow."""
+        try:
+            first = self.buffer[0]
+        except IndexError:
+            return
+        if first is self._first:
             self._wake(len(self.buffer))
+        self._first = first
 
     def take_back(self) -> list[Delivery]:
         """Return the messages that did not start; they will not."""
-        taken = []
+        taken: list[Delivery] = []
         while self.buffer:
             try:
                 taken.append(self.buffer.popleft())
