@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
 from taskq.errors import ConfigError
@@ -158,8 +159,7 @@ def usable_cpus() -> int:
     except AttributeError:  # macOS
         count = os.cpu_count() or 1
     try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         if quota != "max":
             count = min(count, math.ceil(int(quota) / int(period)))
     except (OSError, ValueError):
@@ -167,7 +167,7 @@ def usable_cpus() -> int:
     return max(1, count)
 
 
-def _setting(default: Any, check: Callable[[str, object], Any]) -> Any:
+def _setting(check: Callable[[str, object], Any], *, default: Any) -> Any:
     if callable(default):
         return dataclasses.field(default_factory=default, metadata={"check": check})
     return dataclasses.field(default=default, metadata={"check": check})
@@ -177,27 +177,27 @@ def _setting(default: Any, check: Callable[[str, object], Any]) -> Any:
 class Config:
     """One checked set of values. Durations are float seconds."""
 
-    url: str | None = _setting(None, _text)
+    url: str | None = _setting(_text, default=None)
     # The first key signs, all of them verify.
     secret: tuple[str, ...] = dataclasses.field(
         default=(), repr=False, metadata={"check": _secrets}
     )
-    insecure_unsigned: bool = _setting(False, _flag)
-    serializer: str = _setting("pickle", _serializer)
-    default_queue: str = _setting("default", _queue)
-    result_ttl: float = _setting(3600.0, _duration(0))
-    failure_ttl: float = _setting(86_400.0, _duration(0))
-    max_message_bytes: int = _setting(1 << 20, _count(1024, 64 << 20))
-    max_result_bytes: int = _setting(16 << 20, _count(1024, 256 << 20))
+    insecure_unsigned: bool = _setting(_flag, default=False)
+    serializer: str = _setting(_serializer, default="pickle")
+    default_queue: str = _setting(_queue, default="default")
+    result_ttl: float = _setting(_duration(0), default=3600.0)
+    failure_ttl: float = _setting(_duration(0), default=86_400.0)
+    max_message_bytes: int = _setting(_count(1024, 64 << 20), default=1 << 20)
+    max_result_bytes: int = _setting(_count(1024, 256 << 20), default=16 << 20)
     # How long one enqueue or one read goes on trying to reach Redis.
-    enqueue_deadline: float = _setting(10.0, _duration(0.1))
-    lease: float = _setting(15.0, _duration(0.5))
-    shutdown_timeout: float = _setting(25.0, _duration(0))
-    processes: int = _setting(usable_cpus, _count(1, 1024))
-    threads: int = _setting(8, _count(0, 1024))
-    coroutines: int = _setting(100, _count(0, 100_000))
-    state_dir: str | None = _setting(None, _text)
-    redis_server: str | None = _setting(None, _text)
+    enqueue_deadline: float = _setting(_duration(0.1), default=10.0)
+    lease: float = _setting(_duration(0.5), default=15.0)
+    shutdown_timeout: float = _setting(_duration(0), default=25.0)
+    processes: int = _setting(_count(1, 1024), default=usable_cpus)
+    threads: int = _setting(_count(0, 1024), default=8)
+    coroutines: int = _setting(_count(0, 100_000), default=100)
+    state_dir: str | None = _setting(_text, default=None)
+    redis_server: str | None = _setting(_text, default=None)
 
     @classmethod
     def load(cls, keywords: Mapping[str, object], environ: Mapping[str, str]) -> Config:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError, ResponseError
@@ -42,10 +42,11 @@ class AsyncLine:
 
     async def send(self, *arguments: Any) -> None:
         """Send one command, the reply to which must be received before the next."""
-        if self._connection is None:
-            await self._connect()
+        connection = self._connection
+        if connection is None:
+            connection = await self._connect()
         try:
-            await self._connection.send_command(*arguments, check_health=False)
+            await connection.send_command(*arguments, check_health=False)
         except CLIENT_ERRORS as error:
             await self.close()
             raise translate(error, self._endpoint.place, sent=True) from error
@@ -88,7 +89,8 @@ class AsyncLine:
                 raise
             except BrokerError as error:
                 replies.append(error)
-        return [await self._settled(*pair) for pair in zip(commands, replies, strict=True)]
+        pairs = zip(commands, replies, strict=True)
+        return [await self._settled(command, reply) for command, reply in pairs]
 
     async def close(self) -> None:
         """Drop the connection; the next call opens a new one."""
@@ -97,13 +99,14 @@ class AsyncLine:
             with contextlib.suppress(*CLIENT_ERRORS):  # it is broken, or soon gone
                 await connection.disconnect(nowait=True)
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> Any:
         connection = self._endpoint.aconnection()
         try:
             await connection.connect()
         except CLIENT_ERRORS as error:
             raise translate(error, self._endpoint.place, sent=False) from error
         self._connection = connection
+        return connection
 
     async def _refused(self, error: ResponseError) -> BrokerError:
         if isinstance(error, NoScriptError):
@@ -163,12 +166,12 @@ class AsyncBroker:
     async def _again(
         self,
         first: BrokerUnavailable,
-        ask: Callable[[AsyncLine], Any],
+        ask: Callable[[AsyncLine], Awaitable[T]],
         within: float = math.inf,
-    ) -> Any:
+    ) -> T:
         interrupted = isinstance(first, Interrupted)
 
-        async def once() -> Any:
+        async def once() -> T:
             nonlocal interrupted
             try:
                 async with self._line() as line:
@@ -184,7 +187,7 @@ class AsyncBroker:
             raise Interrupted(str(error)) if interrupted else error from error
 
     @contextlib.asynccontextmanager
-    async def _line(self) -> AsyncIterator[AsyncLine]:
+    async def _line(self) -> AsyncGenerator[AsyncLine, None]:
         async with self._places:
             line = self._idle.pop() if self._idle else AsyncLine(self.endpoint)
             try:

@@ -12,7 +12,7 @@ from taskq.broker import records, scripts
 from taskq.broker.scripts import Script
 from taskq.model.message import Message
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Argument: TypeAlias = bytes | str | int
 
 MOST_MESSAGES = 1000
@@ -22,13 +22,13 @@ REPLY_HEAD = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Command(Generic[T]):
+class Command(Generic[T_co]):
     """A script call as a value: what to send, and how to read the reply."""
 
     script: Script
     base: str
     arguments: Sequence[Argument]
-    read: Callable[[Any], T]
+    read: Callable[[Any], T_co]
 
 
 class Outgoing(msgspec.Struct, frozen=True):

@@ -45,6 +45,10 @@ _ANONYMOUS: dict[str, Any] = (
     else {"lib_name": None, "lib_version": None}
 )
 
+# Their types are partial, differ between versions, and know nothing of fakeredis.
+_Pool: Any = redis.ConnectionPool
+_AsyncPool: Any = redis.asyncio.ConnectionPool
+
 _memory_lock = threading.Lock()
 _memory_servers: dict[str, Any] = {}
 
@@ -63,7 +67,8 @@ class Endpoint:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES:
-            msg = f"url: {parts.scheme or url[:40]!r} is none of {', '.join(s + '://' for s in SCHEMES)}"
+            known = ", ".join(scheme + "://" for scheme in SCHEMES)
+            msg = f"url: {parts.scheme or url[:40]!r} is none of {known}"
             raise ConfigError(msg)
         self.url = url
         self.memory = parts.scheme == "memory"
@@ -104,10 +109,8 @@ class Endpoint:
         if not self.url.startswith("unix"):
             options["socket_keepalive"] = True
         return (
-            redis.ConnectionPool.from_url(self.url, retry=Retry(NoBackoff(), 0), **options),
-            redis.asyncio.ConnectionPool.from_url(
-                self.url, retry=AsyncRetry(NoBackoff(), 0), **options
-            ),
+            _Pool.from_url(self.url, retry=Retry(NoBackoff(), 0), **options),
+            _AsyncPool.from_url(self.url, retry=AsyncRetry(NoBackoff(), 0), **options),
         )
 
     def _memory_pools(self) -> tuple[Any, Any]:
@@ -120,10 +123,8 @@ class Endpoint:
         with _memory_lock:
             server = _memory_servers.setdefault(self.url, fakeredis.FakeServer())
         return (
-            redis.ConnectionPool(connection_class=FakeConnection, server=server, protocol=2),
-            redis.asyncio.ConnectionPool(
-                connection_class=FakeAsyncConnection, server=server, protocol=2
-            ),
+            _Pool(connection_class=FakeConnection, server=server, protocol=2),
+            _AsyncPool(connection_class=FakeAsyncConnection, server=server, protocol=2),
         )
 
 

@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError, ResponseError
@@ -51,10 +51,11 @@ class Line:
 
     def send(self, *arguments: Any) -> None:
         """Send one command, the reply to which must be received before the next."""
-        if self._connection is None:
-            self._connect()
+        connection = self._connection
+        if connection is None:
+            connection = self._connect()
         try:
-            self._connection.send_command(*arguments, check_health=False)
+            connection.send_command(*arguments, check_health=False)
         except CLIENT_ERRORS as error:
             self.close()
             raise translate(error, self._endpoint.place, sent=True) from error
@@ -94,7 +95,8 @@ class Line:
                 raise
             except BrokerError as error:
                 replies.append(error)
-        return [self._settled(*pair) for pair in zip(commands, replies, strict=True)]
+        pairs = zip(commands, replies, strict=True)
+        return [self._settled(command, reply) for command, reply in pairs]
 
     def close(self) -> None:
         """Drop the connection; the next call opens a new one."""
@@ -103,17 +105,14 @@ class Line:
             with contextlib.suppress(*CLIENT_ERRORS):  # it is broken, or soon gone
                 connection.disconnect()
 
-    def forget(self) -> None:
-        """Leave the socket to the parent process, after a fork."""
-        self._connection = None
-
-    def _connect(self) -> None:
+    def _connect(self) -> Any:
         connection = self._endpoint.connection()
         try:
             connection.connect()
         except CLIENT_ERRORS as error:
             raise translate(error, self._endpoint.place, sent=False) from error
         self._connection = connection
+        return connection
 
     def _refused(self, error: ResponseError) -> BrokerError:
         if isinstance(error, NoScriptError):
@@ -135,8 +134,13 @@ class Broker:
     def __init__(self, endpoint: Endpoint, deadline: float) -> None:
         self.endpoint = endpoint
         self._deadline = deadline
-        self._reset()
+        self.reset()
         _brokers.add(self)
+
+    def reset(self) -> None:
+        """Begin without connections. After a fork: the parent keeps those it has."""
+        self._idle: deque[Line] = deque()
+        self._places = threading.BoundedSemaphore(MOST_LINES)
 
     def run(self, command: Command[T]) -> T:
         """Run one script call; what broke on the way is tried again until the deadline."""
@@ -172,11 +176,11 @@ class Broker:
                 self._idle.pop().close()
 
     def _again(
-        self, first: BrokerUnavailable, ask: Callable[[Line], Any], within: float = math.inf
-    ) -> Any:
+        self, first: BrokerUnavailable, ask: Callable[[Line], T], within: float = math.inf
+    ) -> T:
         interrupted = isinstance(first, Interrupted)
 
-        def once() -> Any:
+        def once() -> T:
             nonlocal interrupted
             try:
                 with self._line() as line:
@@ -192,7 +196,7 @@ class Broker:
             raise Interrupted(str(error)) if interrupted else error from error
 
     @contextlib.contextmanager
-    def _line(self) -> Iterator[Line]:
+    def _line(self) -> Generator[Line, None, None]:
         with self._places:
             try:
                 line = self._idle.pop()
@@ -203,10 +207,6 @@ class Broker:
             finally:
                 self._idle.append(line)
 
-    def _reset(self) -> None:
-        self._idle: deque[Line] = deque()
-        self._places = threading.BoundedSemaphore(MOST_LINES)
-
 
 _brokers: weakref.WeakSet[Broker] = weakref.WeakSet()
 
@@ -214,9 +214,7 @@ _brokers: weakref.WeakSet[Broker] = weakref.WeakSet()
 def _after_fork() -> None:
     """Give the child process connections of its own."""
     for broker in list(_brokers):
-        for line in broker._idle:  # noqa: SLF001
-            line.forget()
-        broker._reset()  # noqa: SLF001
+        broker.reset()
 
 
 os.register_at_fork(after_in_child=_after_fork)

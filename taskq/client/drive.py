@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskq.client import watch
+from taskq.client.watch import Followed, Step, Steps
 from taskq.client.waiter import Wait
 from taskq.config import Seconds, seconds
 from taskq.errors import BrokerUnavailable, ResultTimeout
@@ -17,13 +18,15 @@ from taskq.model import clock, context
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
 
+F = TypeVar("F", bound=Followed)
+
 # Between two questions to a Redis that is away.
 _AWAY_SECONDS = 0.2
 
 
 def follow_sync(
-    app: TaskQ, results: list[Any], timeout: Seconds | None, *, in_task: bool
-) -> Iterator[Any]:
+    app: TaskQ, results: list[F], timeout: Seconds | None, *, in_task: bool
+) -> Iterator[F]:
     """Yield each result once it is terminal, blocking."""
     _check_task(in_task=in_task)
     deadline = _deadline(timeout)
@@ -51,9 +54,7 @@ def follow_sync(
     _check_over(results)
 
 
-async def follow_async(
-    app: TaskQ, results: list[Any], timeout: Seconds | None
-) -> AsyncIterator[Any]:
+async def follow_async(app: TaskQ, results: list[F], timeout: Seconds | None) -> AsyncIterator[F]:
     """Yield each result once it is terminal, awaited."""
     deadline = _deadline(timeout)
     wake, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -80,7 +81,7 @@ async def follow_async(
     _check_over(results)
 
 
-def _plan(app: TaskQ, results: list[Any], wait: Wait, *, once: bool) -> watch.Steps:
+def _plan(app: TaskQ, results: list[F], wait: Wait, *, once: bool) -> Steps[F]:
     for one in results:
         if one.settled:
             yield watch.Settled(one)
@@ -89,7 +90,7 @@ def _plan(app: TaskQ, results: list[Any], wait: Wait, *, once: bool) -> watch.St
         yield from watch.poll(rest) if once else watch.follow(app.waiter, rest, wait)
 
 
-def _next(steps: watch.Steps, reply: Any) -> watch.Step | None:
+def _next(steps: Steps[F], reply: Any) -> Step[F] | None:
     try:
         return steps.send(reply)
     except StopIteration:
@@ -117,7 +118,7 @@ def _deadline(timeout: Seconds | None) -> float:
     return clock.monotonic() + seconds("timeout", timeout)
 
 
-def _check_over(results: list[Any]) -> None:
+def _check_over(results: Sequence[Followed]) -> None:
     waiting = [one for one in results if not one.settled]
     if waiting:
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 import sys
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 
 from taskq.client.app import TaskQ
@@ -23,8 +23,9 @@ def load_app(name: str, modules: Iterable[str] = ()) -> TaskQ:
         ConfigError: one line that says what was found and what to type.
 
     """
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
     module_name, _, attribute = name.partition(":")
     app = _app_in(_import(module_name), attribute)
     for pattern in (*app.include, *modules):
@@ -42,7 +43,7 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
-            msg = f"no module named {name!r}: looked in {os.getcwd()} and on sys.path"
+            msg = f"no module named {name!r}: looked in {Path.cwd()} and on sys.path"
             raise ConfigError(msg) from None
         raise ConfigError(_where(name, error)) from error
     except ConfigError as error:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 R_co = TypeVar("R_co", covariant=True)
 
+# The value of what was not read yet.
 _UNSET: Any = object()
 
 
@@ -52,7 +53,7 @@ class Result(Generic[R_co]):
         self._record: Record | None = None
         self._lost = False
         self._last = State.UNKNOWN
-        self._value: Any = _UNSET
+        self._value: R_co = _UNSET
 
     @property
     def id(self) -> str:
@@ -64,8 +65,9 @@ class Result(Generic[R_co]):
 
     def __eq__(self, other: object) -> bool:
         """Whether both are handles on one message."""
-        same = isinstance(other, Result) and self.app_name == other.app_name
-        return same and self.id == other.id
+        if not isinstance(other, Result):
+            return False
+        return self.app_name == other.app_name and self.id == other.id
 
     def __hash__(self) -> int:
         return hash((self.app_name, self.id))
@@ -229,7 +231,7 @@ class Result(Generic[R_co]):
     def outcome(self) -> R_co:
         """Return or raise how the message ended; the record was read before."""
         if self._value is not _UNSET:
-            return self._value  # type: ignore[no-any-return]
+            return self._value
         record = self._record
         if record is None:
             msg = f"Redis does not know {self.id}: its data was lost, or the result's time ran out"
@@ -243,7 +245,7 @@ class Result(Generic[R_co]):
             msg = f"{report.task} ran with ignore_result=True: nothing is stored"
             raise ResultNotStored(msg)
         self._value = serializers.loads(report.serializer, report.value)
-        return self._value  # type: ignore[no-any-return]
+        return self._value
 
     def _unrun(self, record: Record) -> Exception:
         words = words_of(record)

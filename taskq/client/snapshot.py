@@ -23,18 +23,18 @@ class Snapshot:
     task: str | None
     queue: str
     status: State
-    attempt: int
-    delivery: int
-    worker: str | None
-    enqueued_at: datetime | None
-    due_at: datetime | None
-    started_at: datetime | None
-    finished_at: datetime | None
+    attempt: int = 0
+    delivery: int = 0
+    worker: str | None = None
+    enqueued_at: datetime | None = None
+    due_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
     # Of the failed attempts, newest first.
-    errors: tuple[AttemptError, ...]
-    traceback: str | None
+    errors: tuple[AttemptError, ...] = ()
+    traceback: str | None = None
     # What is odd, in words; None where nothing is.
-    note: str | None
+    note: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,20 +88,8 @@ class Subject:
         )
 
     def _unknown(self) -> Snapshot:
-        nothing = (None,) * 5
         note = "Redis does not know this id"
-        return Snapshot(
-            self.address,
-            self.task,
-            self.queue,
-            State.UNKNOWN,
-            0,
-            0,
-            *nothing,
-            (),
-            None,
-            note,
-        )
+        return Snapshot(self.address, self.task, self.queue, State.UNKNOWN, note=note)
 
     def _envelope(self, raw: bytes) -> Envelope | None:
         if not raw:

@@ -108,8 +108,7 @@ class Task(Generic[P, R_co]):
         # Where the function is defined: a redefinition there replaces the task.
         self.origin = (fn.__module__, getattr(fn, "__qualname__", repr(fn)))
         self.coroutine = inspect.iscoroutinefunction(fn)
-        retry: dict[str, Any] = {name: options.get(name, _UNSET) for name in _RETRY_OPTIONS}
-        self.retry_policy = policy_of(**retry, unset=_UNSET)
+        self.retry_policy = policy_of(options)
         own: dict[str, Any] = {name: options.get(name) for name in _CALL_OPTIONS}
         self.call_options = Options(**own)
         self._take_signature()

@@ -43,13 +43,22 @@ class Waiter:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._reset()
+        self.reset()
         _waiters.add(self)
+
+    def reset(self) -> None:
+        """Begin without subscriptions. After a fork: the parent keeps those it has."""
+        # Guards all fields below. Held for memory work and for one small write at most.
+        self._lock = threading.Lock()
+        self._waits: dict[bytes, list[Wait]] = {}
+        self._confirmed: set[bytes] = set()
+        self._connection: Any = None
+        self._thread: threading.Thread | None = None
 
     def subscribe(self, channels: Iterable[bytes], wait: Wait) -> None:
         """Bring the news of these channels to `wait`, from the confirmation on."""
         with self._lock:
-            new = []
+            new: list[bytes] = []
             for channel in channels:
                 waits = self._waits.setdefault(channel, [])
                 waits.append(wait)
@@ -63,7 +72,7 @@ class Waiter:
     def unsubscribe(self, channels: Iterable[bytes], wait: Wait) -> None:
         """End what `subscribe` began."""
         with self._lock:
-            gone = []
+            gone: list[bytes] = []
             for channel in channels:
                 waits = self._waits.get(channel, [])
                 if wait in waits:
@@ -80,14 +89,6 @@ class Waiter:
             thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join(2 * _READ_SECONDS)
-
-    def _reset(self) -> None:
-        # Guards all fields below. Held for memory work and for one small write at most.
-        self._lock = threading.Lock()
-        self._waits: dict[bytes, list[Wait]] = {}
-        self._confirmed: set[bytes] = set()
-        self._connection: Any = None
-        self._thread: threading.Thread | None = None
 
     def _start(self) -> None:
         if self._thread is None:
@@ -141,19 +142,27 @@ class Waiter:
             wait.notify()
 
     def _handle(self, reply: Any) -> None:
-        if not isinstance(reply, (list, tuple)) or len(reply) != 3:
-            return
-        kind, channel, payload = reply
+        match reply:
+            case [b"subscribe", channel, _]:
+                self._confirm(channel)
+            case [b"message", channel, payload]:
+                with self._lock:
+                    waits = list(self._waits.get(channel, ()))
+                for wait in waits:
+                    wait.news.append((channel, payload))
+                    wait.notify()
+            case _:  # the end of a subscription
+                pass
+
+    def _confirm(self, channel: bytes) -> None:
         with self._lock:
             waits = list(self._waits.get(channel, ()))
-            if kind == b"subscribe" and waits:
+            if waits:
                 self._confirmed.add(channel)
-                for wait in waits:
-                    wait.unconfirmed.discard(channel)
+            for wait in waits:
+                wait.unconfirmed.discard(channel)
         for wait in waits:
-            if kind == b"message":
-                wait.news.append((channel, payload))
-            if kind == b"message" or not wait.unconfirmed:
+            if not wait.unconfirmed:
                 wait.notify()
 
 
@@ -163,7 +172,7 @@ _waiters: weakref.WeakSet[Waiter] = weakref.WeakSet()
 def _after_fork() -> None:
     """Leave the parent's subscriptions to the parent: two readers would share its news."""
     for waiter in list(_waiters):
-        waiter._reset()  # noqa: SLF001
+        waiter.reset()
 
 
 os.register_at_fork(after_in_child=_after_fork)

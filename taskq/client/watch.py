@@ -10,7 +10,7 @@ import dataclasses
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from taskq.broker import commands, keys, records
 from taskq.broker.commands import Command
@@ -34,8 +34,15 @@ class Followed(Protocol):
     queue: str
     wire_id: str
 
-    def settle(self, raw: bytes | None) -> bool:
-        """Take the record; return whether it is terminal, or gone."""
+    # Whether nothing more can come.
+    @property
+    def settled(self) -> bool: ...
+
+    # Take the record; return whether it is terminal, or gone.
+    def settle(self, raw: bytes | None) -> bool: ...
+
+
+F = TypeVar("F", bound=Followed)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,28 +67,29 @@ class Pause:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Generic[F]):
     """This result is terminal now."""
 
-    result: Any
+    result: F
 
 
-Step: TypeAlias = Ask | Run | Pause | Settled
-Steps: TypeAlias = Generator[Step, Any, None]
+Step: TypeAlias = Ask | Run | Pause | Settled[F]
+Steps: TypeAlias = Generator[Step[F], Any, None]
 
 
-class _Window:
+class _Window(Generic[F]):
     """The results followed at the moment, by channel; two handles may share one."""
 
     def __init__(self) -> None:
-        self.open: dict[bytes, list[Any]] = {}
+        self.open: dict[bytes, list[F]] = {}
         # Wall time in ms after which a message cannot start any more.
         self.expiries: dict[bytes, int] = {}
 
-    def settle(self, channel: bytes, raw: bytes | None) -> list[Any]:
+    def settle(self, channel: bytes, raw: bytes | None) -> list[F]:
         """Return the results that are terminal now."""
         results = self.open.get(channel, [])
-        if results and all([one.settle(raw) for one in results]):
+        over = [one.settle(raw) for one in results]
+        if results and all(over):
             del self.open[channel]
             self.expiries.pop(channel, None)
             return results
@@ -97,9 +105,9 @@ def channel_of(result: Followed) -> bytes:
     return keys.done(result.app_name, result.queue, result.wire_id).encode()
 
 
-def follow(waiter: Waiter, results: Iterable[Any], wait: Wait) -> Steps:
+def follow(waiter: Waiter, results: Iterable[F], wait: Wait) -> Steps[F]:
     """Settle each result once, as outcomes come; the order is theirs."""
-    rest, window = deque(results), _Window()
+    rest, window = deque(results), _Window[F]()
     patience = clock.monotonic() + PATIENCE_SECONDS
     reread_at = clock.monotonic() + REREAD_SECONDS
     try:
@@ -133,17 +141,17 @@ def follow(waiter: Waiter, results: Iterable[Any], wait: Wait) -> Steps:
         waiter.unsubscribe(list(window.open), wait)
 
 
-def poll(results: Iterable[Any]) -> Steps:
+def poll(results: Iterable[F]) -> Steps[F]:
     """Settle what is over already; wait for nothing."""
-    rest, window = deque(results), _Window()
+    rest, window = deque(results), _Window[F]()
     while rest:
         for result in (yield from _read(window, _refill(rest, window))):
             yield Settled(result)
         window.open.clear()
 
 
-def _refill(rest: deque[Any], window: _Window) -> list[bytes]:
-    added = []
+def _refill(rest: deque[F], window: _Window[F]) -> list[bytes]:
+    added: list[bytes] = []
     while rest and len(window.open) < WINDOW:
         result = rest.popleft()
         channel = channel_of(result)
@@ -153,13 +161,13 @@ def _refill(rest: deque[Any], window: _Window) -> list[bytes]:
     return added
 
 
-def _read(window: _Window, channels: list[bytes]) -> Generator[Step, Any, list[Any]]:
+def _read(window: _Window[F], channels: list[bytes]) -> Generator[Step[F], Any, list[F]]:
     """Read the records behind these channels, one command for each queue."""
     queues: dict[str, list[bytes]] = {}
     for channel in channels:
         if channel in window.open:
             queues.setdefault(window.open[channel][0].queue, []).append(channel)
-    settled = []
+    settled: list[F] = []
     for group in queues.values():
         firsts = [window.open[channel][0] for channel in group]
         names = [keys.record(one.app_name, one.queue, one.wire_id) for one in firsts]
@@ -171,9 +179,10 @@ def _read(window: _Window, channels: list[bytes]) -> Generator[Step, Any, list[A
     return settled
 
 
-def _news(window: _Window, wait: Wait) -> Generator[Step, Any, list[Any]]:
+def _news(window: _Window[F], wait: Wait) -> Generator[Step[F], Any, list[F]]:
     """Take what was published; large outcomes must still be read."""
-    settled, large = [], []
+    settled: list[F] = []
+    large: list[bytes] = []
     while wait.news:
         channel, payload = wait.news.popleft()
         if len(payload) == 1:
@@ -185,7 +194,7 @@ def _news(window: _Window, wait: Wait) -> Generator[Step, Any, list[Any]]:
     return settled
 
 
-def _expire(window: _Window) -> Generator[Step, Any, None]:
+def _expire(window: _Window[F]) -> Steps[F]:
     """Resolve what did not start in time, though no worker pops it."""
     now = clock.now_ms()
     for channel, expires in list(window.expiries.items()):
@@ -195,7 +204,7 @@ def _expire(window: _Window) -> Generator[Step, Any, None]:
             yield Run(commands.expire(keys.base(one.app_name, one.queue), one.wire_id))
 
 
-def _complain(window: _Window) -> Generator[Step, Any, None]:
+def _complain(window: _Window[F]) -> Steps[F]:
     queues = {(ones[0].app_name, ones[0].queue) for ones in window.open.values()}
     for app, queue in sorted(queues):
         workers = yield Ask(("ZCARD", keys.base(app, queue) + "workers"))
@@ -208,7 +217,7 @@ def _complain(window: _Window) -> Generator[Step, Any, None]:
             )
 
 
-def _nap(window: _Window, until: float) -> float:
+def _nap(window: _Window[F], until: float) -> float:
     seconds = until - clock.monotonic()
     if window.expiries:
         seconds = min(seconds, (min(window.expiries.values()) - clock.now_ms()) / 1000)

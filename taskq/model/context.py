@@ -27,7 +27,7 @@ class Context:
     delivery: int = 1
     # Grows with every claim of this message: write it beside your data, refuse a smaller.
     fence: int = 0
-    headers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    headers: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     # What the app's `lifespan` yielded in this process.
     state: Any = None
     # Whether the task is an `async def`: its waits must be awaited.

@@ -73,7 +73,7 @@ def new_id() -> str:
     return f"{value:032x}"
 
 
-def id_of(app: str, name: str) -> str:
+def id_of(app: str, name: object) -> str:
     """Return the id of a message that was given a name: BLAKE2b-128 of app and name."""
     if not isinstance(name, str) or not 1 <= len(name) <= 128 or not name.isprintable():
         msg = f"id must be 1 to 128 printable characters, not {name!r:.140}"

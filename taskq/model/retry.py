@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from tenacity import (
     RetryCallState,
@@ -30,10 +30,14 @@ from taskq.errors import ConfigError, Retry
 from taskq.model import clock
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
     from taskq.model.outcome import History
 
 ErrorTypes: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 Predicate: TypeAlias = Callable[[RetryCallState], bool]
+Stop: TypeAlias = Callable[[RetryCallState], bool]
+Wait: TypeAlias = Callable[[RetryCallState], float]
 
 MAX_DELAY = 366 * 86_400.0
 
@@ -56,8 +60,8 @@ class RetryPolicy:
     """
 
     on: ErrorTypes | Predicate = Exception
-    stop: Callable[[RetryCallState], bool] = stop_after_attempt(4)  # noqa: RUF009 - stateless
-    wait: Callable[[RetryCallState], float] = wait_exponential_jitter(initial=1, max=600)  # noqa: RUF009
+    stop: Stop = stop_after_attempt(4)  # noqa: RUF009 - stateless
+    wait: Wait = wait_exponential_jitter(initial=1, max=600)  # noqa: RUF009
 
     def __post_init__(self) -> None:
         if not (_is_error_types(self.on) or (callable(self.on) and not isinstance(self.on, type))):
@@ -76,8 +80,8 @@ class RetryPolicy:
     def wants(self, state: RetryCallState) -> bool:
         """Whether this failure, or this return, is one to retry."""
         if _is_error_types(self.on):
-            return bool(retry_if_exception_type(self.on)(state))
-        return bool(self.on(state))  # type: ignore[operator]
+            return retry_if_exception_type(self.on)(state)
+        return bool(self.on(state))
 
 
 class Attempt:
@@ -118,76 +122,69 @@ class Attempt:
         return min(max(0.0, delay), MAX_DELAY)
 
 
-def policy_of(
-    *,
-    retry: int | RetryPolicy | None,
-    autoretry_for: ErrorTypes | None,
-    retry_backoff: bool | float | None,
-    retry_backoff_max: float | None,
-    retry_jitter: bool | None,
-    max_retries: int | None,
-    default_retry_delay: Seconds | None,
-    unset: Any,
-) -> RetryPolicy:
-    """Return the policy that a task's options describe, in either family of names.
+class CeleryRetryOptions(TypedDict, total=False):
+    """The keywords of `@app.task` with Celery's names and Celery's defaults."""
 
-    `unset` is what an option that was not given holds; None is a value (no limit).
+    autoretry_for: type[BaseException] | Iterable[type[BaseException]]
+    retry_backoff: bool | float
+    retry_backoff_max: float
+    retry_jitter: bool
+    max_retries: int | None
+    default_retry_delay: Seconds
+
+
+class RetryOptions(CeleryRetryOptions, total=False):
+    """All keywords of `@app.task` that say when to retry: `retry=`, or Celery's."""
+
+    retry: int | RetryPolicy | None
+
+
+def policy_of(options: RetryOptions) -> RetryPolicy:
+    """Return the policy that a task's options describe, in either family of names.
 
     Raises:
         ConfigError: options of both families, or a value out of range.
 
     """
-    celery = {
-        "autoretry_for": autoretry_for,
-        "retry_backoff": retry_backoff,
-        "retry_backoff_max": retry_backoff_max,
-        "retry_jitter": retry_jitter,
-        "max_retries": max_retries,
-        "default_retry_delay": default_retry_delay,
-    }
-    given = {name: value for name, value in celery.items() if value is not unset}
-    if retry is not unset and retry is not None:
-        if given:
-            msg = f"retry= does not go together with {', '.join(given)}"
-            raise ConfigError(msg)
-        return _explicit(retry)
-    return _celery(**given)
-
-
-def _explicit(retry: int | RetryPolicy) -> RetryPolicy:
-    if isinstance(retry, RetryPolicy):
-        return retry
-    if isinstance(retry, bool) or not isinstance(retry, int) or retry < 0:
-        msg = f"retry must be a RetryPolicy or a number of retries, not {retry!r}"
+    retry = options.get("retry")
+    if retry is None:
+        return _celery(options)
+    others = [name for name in CeleryRetryOptions.__annotations__ if name in options]
+    if others:
+        msg = f"retry= does not go together with {', '.join(others)}"
         raise ConfigError(msg)
-    return RetryPolicy(stop=stop_after_attempt(retry + 1))
+    rule = "retry must be a RetryPolicy or a number of retries"
+    return retry if isinstance(retry, RetryPolicy) else RetryPolicy(stop=_stop_after(retry, rule))
 
 
-def _celery(
-    autoretry_for: ErrorTypes = (),
-    retry_backoff: bool | float = False,
-    retry_backoff_max: float = 600,
-    retry_jitter: bool = True,
-    max_retries: int | None = 3,
-    default_retry_delay: Seconds = 180,
-) -> RetryPolicy:
-    """Return the same policy in tenacity's words; full jitter is Celery's default."""
-    if not _is_error_types(autoretry_for):
-        autoretry_for = tuple(autoretry_for)  # a list, as Celery takes it
-    if max_retries is not None and (not isinstance(max_retries, int) or max_retries < 0):
-        msg = f"max_retries must be an int >= 0 or None, not {max_retries!r}"
+def _celery(options: CeleryRetryOptions) -> RetryPolicy:
+    """Return the same policy in tenacity's words."""
+    errors = options.get("autoretry_for", ())
+    on = errors if isinstance(errors, type) else tuple(errors)
+    limit = options.get("max_retries", 3)
+    rule = "max_retries must be an int >= 0 or None"
+    stop = stop_never if limit is None else _stop_after(limit, rule)
+    return RetryPolicy(on, stop, _celery_wait(options))
+
+
+def _celery_wait(options: CeleryRetryOptions) -> Wait:
+    backoff = options.get("retry_backoff", False)
+    if not backoff:
+        return wait_fixed(seconds("default_retry_delay", options.get("default_retry_delay", 180)))
+    # Celery's jitter is a full one: anything from no wait to the whole of it.
+    shape = wait_random_exponential if options.get("retry_jitter", True) else wait_exponential
+    return shape(multiplier=float(backoff), max=float(options.get("retry_backoff_max", 600)))
+
+
+def _stop_after(retries: object, rule: str) -> Stop:
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        msg = f"{rule}, not {retries!r}"
         raise ConfigError(msg)
-    stop = stop_never if max_retries is None else stop_after_attempt(max_retries + 1)
-    if retry_backoff:
-        shape = wait_random_exponential if retry_jitter else wait_exponential
-        wait: Any = shape(multiplier=float(retry_backoff), max=float(retry_backoff_max))
-    else:
-        wait = wait_fixed(seconds("default_retry_delay", default_retry_delay))
-    return RetryPolicy(on=autoretry_for, stop=stop, wait=wait)
+    return stop_after_attempt(retries + 1)
 
 
-def _is_error_types(value: object) -> bool:
-    kinds = value if isinstance(value, tuple) else (value,)
+def _is_error_types(value: object) -> TypeIs[ErrorTypes]:
+    kinds: list[object] = [*value] if isinstance(value, tuple) else [value]
     return all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
 
 

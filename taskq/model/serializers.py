@@ -72,10 +72,15 @@ def _pickle(value: Any) -> tuple[str, bytes]:
         try:
             data = pickle.dumps(value, _PROTOCOL)
         except Exception:  # noqa: BLE001 - a lambda, a closure, a local class: by value
-            return BY_VALUE, cloudpickle.dumps(value, _PROTOCOL)
+            return _pickle_by_value(value)
         if not any(name in data for name in _SCRIPT_NAMES):
             return PICKLE, data
-    return BY_VALUE, cloudpickle.dumps(value, _PROTOCOL)
+    return _pickle_by_value(value)
+
+
+def _pickle_by_value(value: Any) -> tuple[str, bytes]:
+    data: bytes = cloudpickle.dumps(value, _PROTOCOL)  # pyright: ignore[reportUnknownMemberType] - it has no types
+    return BY_VALUE, data
 
 
 def _short(error: Exception) -> str:

@@ -51,7 +51,6 @@ class Child:
         self._orders = notes[0]
         _die_with(os.getppid())
         self._listen_to_signals()
-        logs.configure(self._orders["loglevel"], self._orders["log_format"], self._orders["name"])
         try:
             self._engine = self._start()
         except Exception as error:  # noqa: BLE001 - told to the supervisor, in one line
@@ -63,6 +62,8 @@ class Child:
     def _start(self) -> Engine:
         orders = self._orders
         app = load_app(orders["app"], orders["modules"])
+        # After the app's own modules: if they log in their way, so does the worker.
+        logs.configure(orders["loglevel"], orders["log_format"], orders["name"])
         if app.access.endpoint.memory:
             msg = "memory:// lives in one process: use taskq.testing.running_worker, or a server"
             raise ConfigError(msg)

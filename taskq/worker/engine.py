@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from taskq.model import clock
 from taskq.worker.bell import Bell
+from taskq.worker.delivery import Done
 from taskq.worker.exchange import Exchange, Slots
-from taskq.worker.executor import Done, Executor
+from taskq.worker.executor import Executor
 from taskq.worker.outbox import Outbox
 from taskq.worker.pools.coroutines import CoroutinePool
 from taskq.worker.pools.threads import ThreadPool
+from taskq.worker.port import Badge
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
@@ -72,11 +74,9 @@ class Engine:
         self._executor = Executor(app, plan.name)
         self._outbox = Outbox(self._attention.set)
         slots = Slots(plan.threads, plan.coroutines)
-        endpoint, config = app.access.endpoint, app.config
-        self.exchange = Exchange(
-            app.name, endpoint, plan.queues, self.kinds,
-            slots=slots, outbox=self._outbox, lease=config.lease, name=plan.name, digest=self.digest,
-        )  # fmt: skip
+        endpoint = app.access.endpoint
+        badge = Badge(plan.name, round(app.config.lease * 1000), self.kinds, self.digest)
+        self.exchange = Exchange(app.name, endpoint, plan.queues, badge, slots, self._outbox)
         self.exchange.after_turn = self._after_turn
         child = secrets.token_hex(8)
         self._bell = Bell(app.name, endpoint, plan.queues, self.digest, child)
@@ -135,7 +135,7 @@ class Engine:
         self.phase = Phase.STOPPED
         self.exchange.flush(self.exchange.held())
         self._bell.stop()
-        self.exchange.kick([self._bell.own_key])
+        self.exchange.kick(self._bell.own_key)
         self.exchange.leave()
         self._attention.set()
         self._threads.stop()
@@ -181,7 +181,7 @@ class Engine:
 
     def _after_turn(self) -> None:
         if self._bell.look():
-            self.exchange.kick([self._bell.own_key])
+            self.exchange.kick(self._bell.own_key)
         if self.exchange.next_turn() != math.inf:
             self._attention.set()
         with self._moved:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from taskq.model import clock
-from taskq.worker.executor import Done
+from taskq.worker.delivery import Done
 
 
 class Outbox:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from taskq.worker.executor import Delivery, Done
+from taskq.worker.delivery import Delivery, Done
 
 log = logging.getLogger("taskq.worker")
 

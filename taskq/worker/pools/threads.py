@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from taskq.model import clock
-from taskq.worker.executor import Delivery, Done
+from taskq.worker.delivery import Delivery, Done
 from taskq.worker.outbox import Outbox
 
 log = logging.getLogger("taskq.worker")

@@ -1,0 +1,177 @@
+"""One queue's conversation with Redis: enrol, exchange, offer what came late.
+
+Each exchange has a number. One whose reply was lost is sent again as it was, and gets the
+same reply: nothing is claimed twice, nothing is stranded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import secrets
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from taskq.broker import commands, keys
+from taskq.broker.commands import Command, Exchanged, Finish, Room
+from taskq.broker.sync import Line
+from taskq.errors import BrokerError, BrokerUnavailable
+from taskq.model import clock
+
+log = logging.getLogger("taskq.worker")
+
+MOST_FINISHES = 500
+MOST_FINISH_BYTES = 4 << 20
+# After an exchange that Redis refused.
+_PAUSE_SECONDS = 1.0
+# For outcomes offered under an id that Redis has forgotten: it comes after all others.
+_LAST_SEQ = b"9" * 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Badge:
+    """How a child introduces itself to a queue."""
+
+    # What people call it.
+    name: str
+    lease_ms: int
+    # Task → 't' (thread) or 'c' (coroutine), and the digest that names this set.
+    kinds: dict[str, str]
+    digest: str
+
+
+class Port:
+    """One queue, as a child sees it. Touched under the exchange's lock only."""
+
+    def __init__(self, app: str, queue: str, badge: Badge) -> None:
+        self.queue = queue
+        self.base = keys.base(app, queue)
+        self._badge = badge
+        # This child's id in the queue; a new one after its lease was lost.
+        self.worker = b""
+        self.enrolled = False
+        # Whether work may be waiting that was not asked for.
+        self.hungry = True
+        # Monotonic instants: claim nothing before; when the next message falls due.
+        self.paused_until = 0.0
+        self.due_at = math.inf
+        self._seq = 0
+        self._finishes: deque[Finish] = deque()
+        # Sent and not answered: to be sent again before anything else.
+        self._pending: tuple[Command[Exchanged], Sequence[Finish]] | None = None
+        # Finishes of claims made under an id whose lease was lost.
+        self._strays: deque[tuple[bytes, Finish]] = deque()
+
+    @property
+    def unsent(self) -> int:
+        """How many ends of attempts wait to be sent, a call without an answer included."""
+        return len(self._finishes) + len(self._strays) + (self._pending is not None)
+
+    @property
+    def seq(self) -> bytes:
+        """The number of the last exchange: with `worker`, the claim of what it brought."""
+        return b"%010d" % self._seq
+
+    def add(self, finish: Finish, worker: bytes) -> None:
+        """Put the end of an attempt in line; `worker` is the id it was claimed under."""
+        if worker == self.worker:
+            self._finishes.append(finish)
+        else:
+            self._strays.append((worker, finish))
+
+    def enrol(self, line: Line) -> None:
+        """Become a member under a new id."""
+        for finish in self._finishes:
+            self._strays.append((self.worker, finish))
+        self._finishes.clear()
+        self.worker, self._seq, self._pending = secrets.token_hex(16).encode(), 0, None
+        badge = self._badge
+        line.run(
+            commands.enrol(
+                self.base, self.worker, badge.lease_ms, badge.name, badge.digest, badge.kinds
+            )
+        )
+        self.enrolled = self.hungry = True
+
+    def leave(self, line: Line) -> None:
+        """Give up the lease."""
+        if self.enrolled:
+            line.run(commands.reclaim(self.base, self._badge.lease_ms, 0, self.worker))
+            self.enrolled = False
+
+    def offer_strays(self, line: Line) -> Iterable[tuple[Finish, str]]:
+        """Send outcomes under the id they were claimed by: they count if nobody took over."""
+        while self._strays:
+            worker, finish = self._strays[0]
+            reply = line.run(self._command(worker, _LAST_SEQ, (finish,), Room()))
+            self._strays.popleft()
+            yield finish, reply.verdicts
+
+    def exchange(self, line: Line, room: Room) -> tuple[Exchanged, list[tuple[Finish, str]]] | None:
+        """End attempts and claim; return the reply, and the verdict on each finish.
+
+        None: Redis refused, or had heard of a later exchange.
+        """
+        if self._pending is None:
+            self._seq += 1
+            batch = _first(self._finishes)
+            self._pending = (self._command(self.worker, self.seq, batch, room), batch)
+            self.hungry = self.hungry and room.empty
+        command, finishes = self._pending
+        try:
+            reply = line.run(command)
+        except BrokerUnavailable:
+            raise
+        except BrokerError as error:
+            self._isolate(line, finishes, error)
+            return None
+        self._pending = None
+        if reply.word != "ok":
+            log.warning("the lease on %s was lost (%s); enrolling anew", self.queue, reply.word)
+            self.enrolled = False
+        if reply.word == "stale":
+            return None
+        for _ in finishes:
+            self._finishes.popleft()
+        self.hungry = self.hungry or bool(reply.more)
+        if reply.next_due is not None:
+            wait_ms = max(0, reply.next_due - reply.now_us // 1000)
+            self.due_at = clock.monotonic() + wait_ms / 1000
+        return reply, list(zip(finishes, reply.verdicts, strict=False))
+
+    def _isolate(self, line: Line, finishes: Sequence[Finish], error: BrokerError) -> None:
+        """Redis refused a batch: send its parts one by one, and leave the culprit out."""
+        self._pending = None
+        self.paused_until = clock.monotonic() + _PAUSE_SECONDS
+        log.error("%s: an exchange was refused: %s", self.queue, error)
+        for finish in finishes:
+            self._seq += 1
+            try:
+                line.run(self._command(self.worker, self.seq, (finish,), Room()))
+            except BrokerUnavailable:
+                raise
+            except BrokerError as refused:
+                log.error("the end of %s was refused: %s", finish.field[:32].decode(), refused)
+            self._finishes.popleft()
+
+    def _command(
+        self, worker: bytes, seq: bytes, finishes: Sequence[Finish], room: Room
+    ) -> Command[Exchanged]:
+        badge = self._badge
+        return commands.exchange(
+            self.base, worker, seq, badge.digest, badge.lease_ms, finishes, room
+        )
+
+
+def _first(finishes: deque[Finish]) -> list[Finish]:
+    """Return the finishes that go into one exchange."""
+    batch: list[Finish] = []
+    size = 0
+    for finish in finishes:
+        full = len(batch) == MOST_FINISHES or size + len(finish.payload) > MOST_FINISH_BYTES
+        if batch and full:
+            break
+        batch.append(finish)
+        size += len(finish.payload)
+    return batch
