@@ -45,7 +45,7 @@ _ANONYMOUS: dict[str, Any] = (
     else {"lib_name": None, "lib_version": None}
 )
 
-# Their types are partial, differ between versions, and know nothing of fakeredis.
+# What they take is typed in part only, and differs between versions.
 _Pool: Any = redis.ConnectionPool
 _AsyncPool: Any = redis.asyncio.ConnectionPool
 
@@ -116,15 +116,14 @@ class Endpoint:
     def _memory_pools(self) -> tuple[Any, Any]:
         try:
             import fakeredis  # noqa: PLC0415 - of the `test` extra
-            from fakeredis import FakeAsyncConnection, FakeConnection  # noqa: PLC0415
         except ImportError:
             msg = "url: memory:// needs the extra: pip install 'taskq-redis[test]'"
             raise ConfigError(msg) from None
         with _memory_lock:
             server = _memory_servers.setdefault(self.url, fakeredis.FakeServer())
         return (
-            _Pool(connection_class=FakeConnection, server=server, protocol=2),
-            _AsyncPool(connection_class=FakeAsyncConnection, server=server, protocol=2),
+            fakeredis.FakeRedis(server=server, protocol=2).connection_pool,
+            fakeredis.FakeAsyncRedis(server=server, protocol=2).connection_pool,
         )
 
 

@@ -7,13 +7,12 @@ of a cluster. The scripts get the base as KEYS[1] and append the names below.
 |---|---|---|---|
 | `ready:<lane>` | list | the serialised calls; LPUSH in, RPOP out | while not empty |
 | `lanes` | zset | the lanes that are not empty, by priority | while not empty |
-| `pass` | zset | how much each lane was served, for stride scheduling | 1 day after use |
-| `served` | string | the pass last served: where a new lane starts | 1 day after use |
+| `pass:<priority>` | zset | how much each of those lanes was served, for fairness | as they |
 | `m:<id>` | string | the record of a message | no TTL until it is terminal |
 | `running:<worker>` | hash | id and claim number → lane and message | while claimed |
-| `workers` | zset | worker → lease expiry; to be a member is to hold the lease | 1 day |
-| `names` | hash | worker → what people call it | 1 day |
-| `seqs` | hash | worker → number of its last exchange | 1 day |
+| `workers` | zset | worker → lease expiry; to be a member is to hold the lease | till reaped |
+| `names` | hash | worker → digest of the tasks it knows, what people call it | 1 day |
+| `seqs` | hash | worker → number of its last exchange, and the answer | 1 day |
 | `groups` | zset | digest of a set of tasks → until when some worker knows them | 1 day |
 | `known:<digest>` | hash | task → `t` (thread) or `c` (coroutine) | 1 day |
 | `bell:<digest>:<kind>` | list | at most one token, which wakes one worker | 1 minute |

@@ -74,7 +74,7 @@ def fresh(fence: int, claim: bytes) -> bytes:
 
 def with_attempt(head: bytes) -> bytes:
     """Return a record less its state, with one more attempt counted."""
-    return b"%b%06d%b" % (head[:21], int(head[21:27]) + 1, head[27:97])
+    return b"%b%06d%b" % (head[:21], min(int(head[21:27]) + 1, 999_999), head[27:97])
 
 
 def label(mark: str | None, expires_ms: int) -> bytes:

@@ -9,20 +9,19 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, Unpack, overload
 
-from taskq.broker import commands, keys
+from taskq.broker import keys
 from taskq.broker.access import Access, open_access
 from taskq.broker.aio import AsyncBroker
-from taskq.broker.commands import Command, Outgoing
-from taskq.broker.connection import Interrupted
 from taskq.broker.sync import Broker
+from taskq.client import sending
 from taskq.client.result import Result
-from taskq.client.signature import Options, Signature
+from taskq.client.signature import CallOptions, Options, Signature
 from taskq.client.task import BoundTaskDecorator, Task, TaskDecorator, TaskOptions
 from taskq.client.waiter import Waiter
 from taskq.config import Config, Settings, check_name, nearest
-from taskq.errors import BrokerError, ConfigError, DuplicateMessage, EnqueueUncertain
+from taskq.errors import ConfigError
 from taskq.model.message import WIRE_ID, id_of
 from taskq.model.signing import Domain, Seal
 
@@ -30,7 +29,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-Lifespan = Callable[["TaskQ"], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
+Lifespan: TypeAlias = Callable[
+    ["TaskQ"], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]
+]
 
 _apps: weakref.WeakValueDictionary[str, TaskQ] = weakref.WeakValueDictionary()
 
@@ -70,6 +71,12 @@ class TaskQ:
         self._seals: dict[tuple[Domain, str], Seal] = {}
         self._reset()
         _apps[name] = self
+
+    def _reset(self) -> None:
+        self._access: Access | None = None
+        self._broker: Broker | None = None
+        self._waiter: Waiter | None = None
+        self._abrokers: weakref.WeakKeyDictionary[Any, AsyncBroker] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"<TaskQ {self.name}>"
@@ -114,27 +121,19 @@ class TaskQ:
             TypeError: there is no such option.
 
         """
-        if fn is None:
-            return lambda fn: self._register(Task(self, fn, bind=bind, options=options))
-        return self._register(Task(self, fn, bind=bind, options=options))
+
+        def decorate(fn: Callable[..., Any]) -> Task[..., Any]:
+            return self._register(Task(self, fn, bind=bind, options=options))
+
+        return decorate if fn is None else decorate(fn)
 
     def enqueue(self, signature: Signature[T]) -> Result[T]:
         """Send one message; `task.delay(...)` does this."""
-        one, command = self._command(signature)
-        try:
-            verdict = self.broker.run(command)
-        except Interrupted as error:
-            raise _uncertain(error, signature, one) from error
-        return self._result(signature, one, verdict)
+        return sending.send(self, signature)
 
     async def aenqueue(self, signature: Signature[T]) -> Result[T]:
         """Send one message; as `enqueue`, awaited."""
-        one, command = self._command(signature)
-        try:
-            verdict = await self.abroker().run(command)
-        except Interrupted as error:
-            raise _uncertain(error, signature, one) from error
-        return self._result(signature, one, verdict)
+        return await sending.asend(self, signature)
 
     def enqueue_many(self, calls: Iterable[Signature[T]], /) -> list[Result[T]]:
         """Send many messages, 1,000 in a round trip; all are checked before the first.
@@ -144,30 +143,18 @@ class TaskQ:
                 `error.unsent` the signatures of the rest, safe to be sent again.
 
         """
-        batch = _Batch(self, calls)
-        for page, command in batch.pages():
-            try:
-                batch.accept(page, self.broker.run(command))
-            except BrokerError as error:
-                raise batch.torn(error) from error
-        return batch.results()
+        return sending.send_many(self, calls)
 
     async def aenqueue_many(self, calls: Iterable[Signature[T]], /) -> list[Result[T]]:
         """Send many messages; as `enqueue_many`, awaited."""
-        batch = _Batch(self, calls)
-        for page, command in batch.pages():
-            try:
-                batch.accept(page, await self.abroker().run(command))
-            except BrokerError as error:
-                raise batch.torn(error) from error
-        return batch.results()
+        return await sending.asend_many(self, calls)
 
     def send_task(
         self,
         name: str,
         args: Iterable[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        **options: Any,
+        **options: Unpack[CallOptions],
     ) -> Result[Any]:
         """Enqueue a call of a task whose code is not here; nothing is checked but names."""
         return self.enqueue(self._unchecked(name, args, kwargs, options))
@@ -177,7 +164,7 @@ class TaskQ:
         name: str,
         args: Iterable[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        **options: Any,
+        **options: Unpack[CallOptions],
     ) -> Result[Any]:
         """Enqueue a call of a task whose code is not here; as `send_task`, awaited."""
         return await self.aenqueue(self._unchecked(name, args, kwargs, options))
@@ -218,11 +205,7 @@ class TaskQ:
     def queues(self) -> tuple[str, ...]:
         """The queues a worker serves if it is not told others."""
         named = (task.call_options.queue for task in self.tasks.values())
-        every = [
-            self.config.default_queue,
-            *self._declared,
-            *(name for name in named if name),
-        ]
+        every = (self.config.default_queue, *self._declared, *filter(None, named))
         return tuple(dict.fromkeys(every))
 
     def check_queue(self, queue: str) -> str:
@@ -281,7 +264,7 @@ class TaskQ:
             self._seals[domain, queue] = seal
         return seal
 
-    def wire_id(self, name: str) -> str:
+    def wire_id(self, name: object) -> str:
         """Return the id in Redis of a message: 32 hex digits as they are, else a digest."""
         return name if isinstance(name, str) and WIRE_ID.fullmatch(name) else id_of(self.name, name)
 
@@ -293,12 +276,6 @@ class TaskQ:
             self._config = dataclasses.replace(self.config, url=url)
             self._seals.clear()
         return earlier
-
-    def _reset(self) -> None:
-        self._access: Access | None = None
-        self._broker: Broker | None = None
-        self._waiter: Waiter | None = None
-        self._abrokers: weakref.WeakKeyDictionary[Any, AsyncBroker] = weakref.WeakKeyDictionary()
 
     def _register(self, task: Task[..., Any]) -> Task[..., Any]:
         known = self.tasks.get(task.name)
@@ -316,83 +293,10 @@ class TaskQ:
         name: str,
         args: Iterable[Any],
         kwargs: Mapping[str, Any] | None,
-        options: dict[str, Any],
+        options: CallOptions,
     ) -> Signature[Any]:
-        known = Options.__dataclass_fields__
-        for option in options:
-            if option not in known:
-                msg = f"unknown option {option!r}{nearest(option, known)}"
-                raise TypeError(msg)
         task = check_name("task", name)
-        return Signature(self, task, tuple(args), dict(kwargs or {}), Options(**options))
-
-    def _command(self, signature: Signature[Any]) -> tuple[Outgoing, Command[str]]:
-        one = signature.outgoing()
-        base = keys.base(self.name, queue_of(signature))
-        build = commands.enqueue if one.due is None else commands.schedule
-        return one, build(base, (one,))
-
-    def _result(self, signature: Signature[T], one: Outgoing, verdict: str) -> Result[T]:
-        name = one.message.envelope.name or one.message.id
-        if verdict == "x":
-            msg = f"the id {name!r} is in use by a message of another task than {signature.task}"
-            raise DuplicateMessage(msg)
-        stored = not one.message.envelope.ignore_result
-        return Result(self, name, queue_of(signature), task=signature.task, stored=stored)
-
-
-class _Batch:
-    """Many messages on their way, in the order in which they were given."""
-
-    def __init__(self, app: TaskQ, calls: Iterable[Signature[Any]]) -> None:
-        self._app = app
-        self._calls = list(calls)
-        self._outgoing = [signature.outgoing() for signature in self._calls]
-        self._verdicts: dict[int, str] = {}
-
-    def pages(self) -> Iterable[tuple[Sequence[Outgoing], Command[str]]]:
-        """Return the commands that send them, queue by queue."""
-        queues: dict[str, list[Outgoing]] = {}
-        for signature, one in zip(self._calls, self._outgoing, strict=True):
-            queues.setdefault(queue_of(signature), []).append(one)
-        for queue, group in queues.items():
-            yield from commands.send(keys.base(self._app.name, queue), group)
-
-    def accept(self, page: Sequence[Outgoing], verdicts: str) -> None:
-        """Note what Redis said to a page."""
-        self._verdicts.update(zip(map(id, page), verdicts, strict=True))
-
-    def results(self) -> list[Result[Any]]:
-        """Return the handles, in the order of the calls."""
-        return [self._one(*pair) for pair in zip(self._calls, self._outgoing, strict=True)]
-
-    def torn(self, error: BrokerError) -> BrokerError:
-        """Return the error with what was sent and what was not."""
-        pairs = list(zip(self._calls, self._outgoing, strict=True))
-        unsent = [(call, one) for call, one in pairs if id(one) not in self._verdicts]
-        if isinstance(error, Interrupted):
-            error = _uncertain(error, *unsent[0])
-        error.sent = [self._one(*pair) for pair in pairs if id(pair[1]) in self._verdicts]
-        error.unsent = [call.fixed(one) for call, one in unsent]
-        return error
-
-    def _one(self, call: Signature[Any], one: Outgoing) -> Result[Any]:
-        return self._app._result(call, one, self._verdicts[id(one)])  # noqa: SLF001
-
-
-def queue_of(signature: Signature[Any]) -> str:
-    """Return the queue a signature goes to."""
-    return signature.options.queue or signature.app.config.default_queue
-
-
-def _uncertain(error: Interrupted, signature: Signature[Any], one: Outgoing) -> EnqueueUncertain:
-    name = one.message.envelope.name or one.message.id
-    address = keys.address(name, queue_of(signature))
-    msg = (
-        f"{error}; Redis may or may not have accepted {signature.task} {address}: enqueueing it "
-        f"again with options(id={name!r}) is safe"
-    )
-    return EnqueueUncertain(msg, name)
+        return Signature(self, task, tuple(args), dict(kwargs or {}), Options.of(options))
 
 
 def _find(name: str) -> TaskQ:

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskq.client import watch
-from taskq.client.watch import Followed, Step, Steps
 from taskq.client.waiter import Wait
 from taskq.config import Seconds, seconds
 from taskq.errors import BrokerUnavailable, ResultTimeout
@@ -18,7 +17,7 @@ from taskq.model import clock, context
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
 
-F = TypeVar("F", bound=Followed)
+F = TypeVar("F", bound=watch.Followed)
 
 # Between two questions to a Redis that is away.
 _AWAY_SECONDS = 0.2
@@ -81,7 +80,7 @@ async def follow_async(app: TaskQ, results: list[F], timeout: Seconds | None) ->
     _check_over(results)
 
 
-def _plan(app: TaskQ, results: list[F], wait: Wait, *, once: bool) -> Steps[F]:
+def _plan(app: TaskQ, results: list[F], wait: Wait, *, once: bool) -> watch.Steps[F]:
     for one in results:
         if one.settled:
             yield watch.Settled(one)
@@ -90,7 +89,7 @@ def _plan(app: TaskQ, results: list[F], wait: Wait, *, once: bool) -> Steps[F]:
         yield from watch.poll(rest) if once else watch.follow(app.waiter, rest, wait)
 
 
-def _next(steps: Steps[F], reply: Any) -> Step[F] | None:
+def _next(steps: watch.Steps[F], reply: Any) -> watch.Step[F] | None:
     try:
         return steps.send(reply)
     except StopIteration:
@@ -118,7 +117,7 @@ def _deadline(timeout: Seconds | None) -> float:
     return clock.monotonic() + seconds("timeout", timeout)
 
 
-def _check_over(results: Sequence[Followed]) -> None:
+def _check_over(results: Sequence[watch.Followed]) -> None:
     waiting = [one for one in results if not one.settled]
     if waiting:
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from taskq.client.drive import follow_async, follow_sync
 from taskq.client.result import Result
@@ -41,13 +41,29 @@ def as_completed(results: Iterable[Result[T]], *, timeout: Seconds | None = None
     return Completed(results, timeout)
 
 
+@overload
+def gather(
+    results: Iterable[Result[T]],
+    *,
+    timeout: Seconds | None = ...,
+    return_exceptions: Literal[False] = False,
+    in_task: bool = ...,
+) -> list[T]: ...
+@overload
+def gather(
+    results: Iterable[Result[T]],
+    *,
+    timeout: Seconds | None = ...,
+    return_exceptions: bool,
+    in_task: bool = ...,
+) -> list[T | BaseException]: ...
 def gather(
     results: Iterable[Result[T]],
     *,
     timeout: Seconds | None = None,
     return_exceptions: bool = False,
     in_task: bool = False,
-) -> list[T]:
+) -> list[Any]:
     """Return what the tasks returned, in the order given.
 
     The first that failed, in that order, is raised; with `return_exceptions=True` the
@@ -66,12 +82,26 @@ def gather(
     return [_value_of(one, return_exceptions=return_exceptions) for one in wanted]
 
 
+@overload
+async def agather(
+    results: Iterable[Result[T]],
+    *,
+    timeout: Seconds | None = ...,
+    return_exceptions: Literal[False] = False,
+) -> list[T]: ...
+@overload
+async def agather(
+    results: Iterable[Result[T]],
+    *,
+    timeout: Seconds | None = ...,
+    return_exceptions: bool,
+) -> list[T | BaseException]: ...
 async def agather(
     results: Iterable[Result[T]],
     *,
     timeout: Seconds | None = None,
     return_exceptions: bool = False,
-) -> list[T]:
+) -> list[Any]:
     """Return what the tasks returned; as `gather`, awaited."""
     wanted = list(results)
     for one in wanted:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 import msgspec
 
 from taskq.broker import keys, records
 from taskq.broker.commands import Outgoing
-from taskq.config import SERIALIZERS, Seconds, check_name, seconds
+from taskq.config import SERIALIZERS, Seconds, check_name, nearest, seconds
 from taskq.errors import ConfigError, MessageTooLarge, SerializationError
 from taskq.model import clock, message, serializers
 from taskq.model.message import Envelope, Message
@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 R_co = TypeVar("R_co", covariant=True)
 
 _MOST_HEADERS = 64 << 10
+
+
+class CallOptions(TypedDict, total=False):
+    """The keywords of `task.options`, typed; each is a field of `Options`."""
+
+    queue: str | None
+    priority: int | None
+    countdown: Seconds | None
+    eta: datetime | None
+    expires: Seconds | datetime | None
+    id: str | None
+    serializer: str | None
+    ignore_result: bool | None
+    result_ttl: Seconds | None
+    headers: Mapping[str, Any] | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,28 +70,31 @@ class Options:
             check_name("queue", self.queue)
         if self.priority is not None:
             check_priority(self.priority)
-        if self.countdown is not None and self.eta is not None:
-            msg = "countdown and eta do not go together"
-            raise ConfigError(msg)
-        if self.countdown is not None:
-            _bounded("countdown", self.countdown)
-        if self.eta is not None:
-            _bounded("eta", aware("eta", self.eta).timestamp() - clock.now(), past=True)
-        if isinstance(self.expires, datetime):
-            _bounded(
-                "expires",
-                aware("expires", self.expires).timestamp() - clock.now(),
-                past=True,
-            )
-        elif self.expires is not None:
-            _bounded("expires", self.expires)
+        self._check_times()
         if self.serializer is not None and self.serializer not in SERIALIZERS:
             msg = f"serializer must be one of {', '.join(SERIALIZERS)}, not {self.serializer!r}"
             raise ValueError(msg)
-        if self.result_ttl is not None:
-            _bounded("result_ttl", self.result_ttl)
         if self.headers is not None:
             _check_headers(self.headers)
+
+    def _check_times(self) -> None:
+        if self.countdown is not None and self.eta is not None:
+            msg = "countdown and eta do not go together"
+            raise ConfigError(msg)
+        _check_duration("countdown", self.countdown)
+        _check_duration("result_ttl", self.result_ttl)
+        if self.eta is not None:
+            _check_instant("eta", self.eta)
+        if isinstance(self.expires, datetime):
+            _check_instant("expires", self.expires)
+        else:
+            _check_duration("expires", self.expires)
+
+    @classmethod
+    def of(cls, options: CallOptions) -> Options:
+        """Return the options given; `TypeError` names the nearest to an unknown one."""
+        check_known("option", options, CallOptions.__annotations__)
+        return cls(**options)
 
     def merged(self, other: Options) -> Options:
         """Return these options with those that `other` sets in their place."""
@@ -101,9 +119,6 @@ class Options:
         return clock.now_ms() + round(seconds("expires", self.expires) * 1000)
 
 
-NO_OPTIONS = Options()
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Signature(Generic[R_co]):
     """A message not yet sent; `app.enqueue_many` sends many. Made by `task.s(…)`."""
@@ -113,7 +128,7 @@ class Signature(Generic[R_co]):
     task: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    options: Options = NO_OPTIONS
+    options: Options = dataclasses.field(default_factory=Options)
 
     def outgoing(self) -> Outgoing:
         """Return the signed message, ready to be sent.
@@ -129,28 +144,12 @@ class Signature(Generic[R_co]):
         wire_id = app.wire_id(name)
         given = name if options.id is not None and wire_id != name else None
         expires_ms = options.expires_ms
-        envelope = Envelope(
-            task=self.task,
-            enqueued_ms=clock.now_ms(),
-            **self._body(),
-            name=given,
-            ignore_result=options.ignore_result,
-            result_ttl_ms=self._ttl_ms(),
-            headers=dict(options.headers) if options.headers else None,
-        )
-        one = Message(wire_id, expires_ms, envelope)
-        raw = message.encode(one, app.seal(Domain.MESSAGE, queue))
-        if len(raw) > app.config.max_message_bytes:
-            msg = (
-                f"{self.task}: the message has {len(raw):,} bytes, over max_message_bytes="
-                f"{app.config.max_message_bytes:,}; store the data elsewhere and send where"
-            )
-            raise MessageTooLarge(msg)
+        one = Message(wire_id, expires_ms, self._envelope(given))
         mark = records.mark_of(self.task) if given else None
         priority = keys.DEFAULT_PRIORITY if options.priority is None else options.priority
         return Outgoing(
             one,
-            raw,
+            self._encoded(one, queue),
             keys.lane(self.task, priority),
             records.label(mark, expires_ms),
             options.due,
@@ -161,22 +160,42 @@ class Signature(Generic[R_co]):
         name = one.message.envelope.name or one.message.id
         return dataclasses.replace(self, options=dataclasses.replace(self.options, id=name))
 
-    def _ttl_ms(self) -> int | None:
-        ttl = self.options.result_ttl
-        return None if ttl is None else round(seconds("result_ttl", ttl) * 1000)
+    def _envelope(self, name: str | None) -> Envelope:
+        serializer, body = self._body()
+        ttl, headers = self.options.result_ttl, self.options.headers
+        return Envelope(
+            task=self.task,
+            enqueued_ms=clock.now_ms(),
+            serializer=serializer,
+            body=body,
+            name=name,
+            ignore_result=self.options.ignore_result,
+            result_ttl_ms=None if ttl is None else round(seconds("result_ttl", ttl) * 1000),
+            headers=dict(headers) if headers else None,
+        )
 
-    def _body(self) -> dict[str, Any]:
+    def _encoded(self, one: Message, queue: str) -> bytes:
+        raw = message.encode(one, self.app.seal(Domain.MESSAGE, queue))
+        most = self.app.config.max_message_bytes
+        if len(raw) > most:
+            msg = (
+                f"{self.task}: the message has {len(raw):,} bytes, over max_message_bytes="
+                f"{most:,}; store the data elsewhere and send where"
+            )
+            raise MessageTooLarge(msg)
+        return raw
+
+    def _body(self) -> tuple[str, bytes]:
         serializer = self.options.serializer or self.app.config.serializer
         try:
-            how, body = serializers.dumps(serializer, (self.args, self.kwargs))
+            return serializers.dumps(serializer, (self.args, self.kwargs))
         except SerializationError as error:
             raise self._culprit(serializer, error) from error
-        return {"serializer": how, "body": body}
 
     def _culprit(self, serializer: str, error: SerializationError) -> SerializationError:
         """Return the error that names the argument at fault."""
         task = self.app.tasks.get(self.task)
-        names = task.parameters if task else ()
+        names = task.parameters.names if task else ()
         numbers = (f"number {at}" for at in range(len(names) + 1, len(self.args) + 1))
         named = zip((*map(repr, names), *numbers), self.args, strict=False)
         for name, value in (*named, *((repr(k), v) for k, v in self.kwargs.items())):
@@ -185,6 +204,14 @@ class Signature(Generic[R_co]):
             except SerializationError as cause:
                 return SerializationError(f"{self.task}: argument {name}: {cause}")
         return SerializationError(f"{self.task}: {error}")
+
+
+def check_known(kind: str, given: Iterable[str], known: Mapping[str, object]) -> None:
+    """Raise `TypeError` for a keyword that is not known."""
+    for name in given:
+        if name not in known:
+            msg = f"unknown {kind} {name!r}{nearest(name, known)}"
+            raise TypeError(msg)
 
 
 def check_priority(value: object) -> int:
@@ -198,15 +225,18 @@ def check_priority(value: object) -> int:
     return value
 
 
-def _bounded(name: str, value: Seconds, *, past: bool = False) -> None:
-    if past and not isinstance(value, bool) and isinstance(value, float) and value < 0:
-        return
-    if seconds(name, value) > 10 * MAX_DELAY:
+def _check_instant(name: str, value: datetime) -> None:
+    left = aware(name, value).timestamp() - clock.now()
+    _check_duration(name, max(0.0, left))  # one that is past will do
+
+
+def _check_duration(name: str, value: Seconds | None) -> None:
+    if value is not None and seconds(name, value) > 10 * MAX_DELAY:
         msg = f"{name} is more than ten years away"
         raise ValueError(msg)
 
 
-def _check_headers(headers: Mapping[str, Any]) -> None:
+def _check_headers(headers: Mapping[Any, Any]) -> None:
     if not all(isinstance(name, str) for name in headers):
         msg = "headers: every name must be a str"
         raise TypeError(msg)

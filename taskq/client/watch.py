@@ -34,6 +34,8 @@ class Followed(Protocol):
     queue: str
     wire_id: str
 
+    @property
+    def id(self) -> str: ...
     # Whether nothing more can come.
     @property
     def settled(self) -> bool: ...

@@ -175,7 +175,9 @@ class Exchange:
         first = self._turns % len(self.ports)
         for port in (*self.ports[first:], *self.ports[:first]):
             self._visit(port)
-        self._retry_at, self._pause = 0.0, _BACKOFF[0]
+        if self._retry_at:
+            log.info("Redis is back")
+            self._retry_at, self._pause = 0.0, _BACKOFF[0]
 
     def _visit(self, port: Port) -> None:
         now = clock.monotonic()

@@ -5,6 +5,7 @@ Safe to run any number of times, in any number of workers.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -50,7 +51,8 @@ class Maintenance:
         # Children that died: what they held is taken back at once.
         self._dead: list[Member] = []
         self._lock = threading.Lock()
-        self._warn_at = 0.0
+        # Not at once: the children are about to say what they know.
+        self._warn_at = clock.monotonic() + self._tick
         # How many messages had been refused at the last look, by queue.
         self._refused: dict[str, int] = {}
         self._away = False
@@ -78,7 +80,8 @@ class Maintenance:
             self._wake.wait(pause)
             self._wake.clear()
             pause = self._round()
-        self._take_back_dead()
+        with contextlib.suppress(BrokerError):  # their leases will run out
+            self._take_back_dead()
         self._line.close()
 
     def _round(self) -> float:
@@ -138,7 +141,7 @@ class Maintenance:
             waiting = [
                 name for name, task in survey.tasks.items() if task.queued and not task.known
             ]
-            if waiting:
+            if waiting and survey.workers:
                 log.warning(
                     "on %s wait messages of tasks that no live worker knows: %s; is a module "
                     "missing in include=?",

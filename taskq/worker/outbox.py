@@ -35,5 +35,10 @@ class Outbox:
 
     def take(self) -> list[Done]:
         """Return all there is at this moment. Called under the exchange's lock only."""
+        taken = [self._done.popleft() for _ in range(len(self._done))]
         self.since, self.prompt = None, False
-        return [self._done.popleft() for _ in range(len(self._done))]
+        if self._done:
+            # One that came in between saw the old mark, and told nobody.
+            self.since = clock.monotonic()
+            self._notify()
+        return taken

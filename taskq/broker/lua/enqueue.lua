@@ -16,8 +16,10 @@ while at <= #ARGV do
 end
 
 local known = call('MGET', unpack(ids))
--- A lane of a wrong type must refuse before the first write.
-for _, lane in ipairs(lanes) do call('LLEN', base .. 'ready:' .. lane) end
+-- With several lanes, one of a wrong type must refuse before the first write.
+if #lanes > 1 then
+  for _, lane in ipairs(lanes) do call('LLEN', base .. 'ready:' .. lane) end
+end
 
 -- What was there before: only the digest of the task tells whose it is.
 local function verdict(record, label)

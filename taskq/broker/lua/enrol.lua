@@ -2,7 +2,7 @@
 -- KEYS  base
 -- ARGV  worker lease_ms name digest (task kind)*
 -- Returns 'ok'
--- use: core
+-- use: core clock
 -- A first write that removes lets a worker start on a full Redis.
 call('HDEL', base .. 'seqs', '')
 local worker, lease, name, digest = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
@@ -13,6 +13,7 @@ end
 call('PEXPIRE', known, DAY)
 call('ZADD', base .. 'workers', digits(now + lease), worker)
 call('ZADD', base .. 'groups', digits(now + DAY), digest)
-call('HSET', base .. 'names', worker, name)
-for _, key in ipairs({'workers', 'groups', 'names'}) do call('PEXPIRE', base .. key, DAY) end
+call('HSET', base .. 'names', worker, digest .. ' ' .. name)
+-- Not `workers`: it leads to what the dead held, however long they are dead.
+for _, key in ipairs({'groups', 'names'}) do call('PEXPIRE', base .. key, DAY) end
 return 'ok'

@@ -12,7 +12,7 @@ if is_waiting(record) then
   message = bytes
 elseif #record >= HEAD then
   local worker = sub(record, 57, 88)
-  name = call('HGET', base .. 'names', worker) or ''
+  name = name_of(call('HGET', base .. 'names', worker))
   if sub(record, 1, 1) == 'R' then
     local value = call('HGET', base .. 'running:' .. worker, id .. sub(record, 89, 98))
     if value then

@@ -2,7 +2,7 @@
 -- KEYS  base
 -- ARGV  publish reason task    task: '' for all of the queue
 -- Returns {purged left}    left: '1' if a further call is needed
--- use: core records lanes scheduled
+-- use: core clock records lanes scheduled
 local publish, reason, only = ARGV[1], ARGV[2], ARGV[3]
 local MOST = 500
 local purged = 0
@@ -26,7 +26,7 @@ for _, lane in ipairs(call('ZRANGE', base .. 'lanes', 0, -1)) do
       if string.find(id, '^[0-9a-f]+$') then cancel(id, call('GET', base .. 'm:' .. id)) end
     end
     if call('LLEN', key) > 0 then return {purged, '1'} end
-    call('ZREM', base .. 'lanes', lane)
+    close_lane(lane)
     if #messages > 0 then return {purged, '1'} end
   end
 end

@@ -2,16 +2,26 @@
 -- KEYS  base
 -- ARGV  lease_ms tick_ms publish worker    worker: '' for all that expired
 -- Returns {taken left}    left: '1' if a further call is needed
--- use: core records lanes running
+-- use: core clock records lanes running
 local lease, tick, publish, target = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local MOST = 500
 call('HDEL', base .. 'seqs', '')
+
+-- A group without a worker is not rung for, nor does anybody know its tasks.
+local function leave_group(worker)
+  local digest = digest_of(call('HGET', base .. 'names', worker))
+  call('HDEL', base .. 'names', worker)
+  for _, other in ipairs(call('HVALS', base .. 'names')) do
+    if digest_of(other) == digest then return end
+  end
+  call('ZREM', base .. 'groups', digest)
+end
 
 -- From here on the worker can claim nothing, and its finishes count only if nobody else
 -- took the message over.
 local function disown(worker)
   call('ZREM', base .. 'workers', worker)
-  call('HDEL', base .. 'names', worker)
+  leave_group(worker)
   call('HDEL', base .. 'seqs', worker)
   if call('GET', base .. 'timer') == worker then call('DEL', base .. 'timer') end
   if call('EXISTS', base .. 'running:' .. worker) == 1 then

@@ -2,13 +2,13 @@
 -- KEYS  base
 -- ARGV  worker lease_ms digest
 -- Returns 'ok' | 'lost'    (lost: no member; nothing was changed)
--- use: core
+-- use: core clock
 -- A first write that removes lets a lease be renewed on a full Redis.
 call('HDEL', base .. 'seqs', '')
 if not call('ZSCORE', base .. 'workers', ARGV[1]) then return 'lost' end
 call('ZADD', base .. 'workers', digits(now + tonumber(ARGV[2])), ARGV[1])
 call('ZADD', base .. 'groups', digits(now + DAY), ARGV[3])
-for _, key in ipairs({'workers', 'groups', 'names', 'known:' .. ARGV[3]}) do
+for _, key in ipairs({'groups', 'names', 'seqs', 'known:' .. ARGV[3]}) do
   call('PEXPIRE', base .. key, DAY)
 end
 return 'ok'

@@ -2,7 +2,7 @@
 -- KEYS  base
 -- ARGV  (lane due label message)*    due: ms since the epoch, or '+' and ms from now
 -- Returns one letter a message: 'o' scheduled, 'd' known already, 'x' known under another task
--- use: core records lanes scheduled
+-- use: core clock records lanes scheduled
 local earliest = call('ZRANGE', base .. 'scheduled', 0, 0, 'WITHSCORES')
 local first_due = tonumber(earliest[2] or math.huge)
 local verdicts, soonest, woken = {}, math.huge, nil

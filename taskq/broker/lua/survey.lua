@@ -2,7 +2,7 @@
 -- KEYS  base
 -- ARGV
 -- Returns {now_ms lanes waiting running workers known counts due}
--- use: core lanes running
+-- use: core clock lanes running
 local lanes = {}
 for _, lane in ipairs(call('ZRANGE', base .. 'lanes', 0, -1)) do
   lanes[#lanes + 1] = lane
@@ -16,7 +16,7 @@ for i = 1, #members, 2 do
     local task = task_of((unpack_claimed(value)))
     running[task] = (running[task] or 0) + 1
   end
-  workers[#workers + 1] = call('HGET', base .. 'names', members[i]) or members[i]
+  workers[#workers + 1] = name_of(call('HGET', base .. 'names', members[i]))
   workers[#workers + 1] = members[i + 1]
   workers[#workers + 1] = #held
 end

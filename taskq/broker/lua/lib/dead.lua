@@ -1,4 +1,4 @@
--- What was set aside for people to look at. Needs core.
+-- What was set aside for people to look at. Needs core and clock.
 local DEAD_MOST, DEAD_AGE = 10000, 90 * DAY
 
 local function count(what)

@@ -3,14 +3,22 @@ local function task_of(lane)
   return string.match(lane, '^[^:]+')
 end
 
--- A lane that was empty is not any more. It starts where the lanes are that were served
--- last: at zero it would starve all others until it had caught up.
+local function priority_of(lane)
+  return string.match(lane, ':(%d)$') or '5'
+end
+
+-- A lane that was empty is not any more. It starts level with the one of its priority
+-- that was served least: at zero it would starve the others until it had caught up.
 local function open_lane(lane)
-  call('ZADD', base .. 'lanes', string.match(lane, ':(%d)$') or 5, lane)
-  local served = tonumber(call('GET', base .. 'served') or 0)
-  local own = tonumber(call('ZSCORE', base .. 'pass', lane) or 0)
-  call('ZADD', base .. 'pass', math.max(served, own), lane)
-  call('PEXPIRE', base .. 'pass', DAY)
+  local priority = priority_of(lane)
+  local passes = base .. 'pass:' .. priority
+  call('ZADD', base .. 'lanes', priority, lane)
+  call('ZADD', passes, call('ZRANGE', passes, 0, 0, 'WITHSCORES')[2] or 0, lane)
+end
+
+local function close_lane(lane)
+  call('ZREM', base .. 'lanes', lane)
+  call('ZREM', base .. 'pass:' .. priority_of(lane), lane)
 end
 
 local function ring(digest, kind)

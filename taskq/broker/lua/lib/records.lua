@@ -34,6 +34,11 @@ local function claim_of(record)
   return sub(record, 57, HEAD)
 end
 
+-- One more, in six digits; there it stops.
+local function counted(count)
+  return string.format('%06d', math.min(tonumber(count) + 1, 999999))
+end
+
 -- The shortest record of a queued message.
 local function queued(label, counters, history)
   if counters ~= UNCLAIMED then return 'Q' .. label .. counters .. history end

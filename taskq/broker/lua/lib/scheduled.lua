@@ -1,4 +1,4 @@
--- Messages that wait for their time. Needs core, records and lanes.
+-- Messages that wait for their time. Needs core, clock, records and lanes.
 -- A waiting message lives in its record, behind its lane and its history.
 local function wait_until(id, due, head, lane, history, message)
   -- Not by '%s': Lua 5.1 cuts a string there at its first zero byte.

@@ -1,0 +1,54 @@
+"""The conformance suite: each test with both drivers, on every kind of Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.broker.drivers import DRIVERS, Blocking, Driver, OneSlot
+from tests.broker.queues import FullQueue, Queue
+from tests.servers import Server
+
+BACKENDS = ("server", "memory", "cluster")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def url(backend: str, namespace: str, request: pytest.FixtureRequest) -> str:
+    """Where the backend is. The one node of the cluster is spoken to as any server."""
+    if backend == "memory":
+        return f"memory://{namespace}"
+    node: Server = request.getfixturevalue("server" if backend == "server" else "cluster_node")
+    return f"redis://127.0.0.1:{node.port}"
+
+
+@pytest.fixture(params=list(DRIVERS))
+def driver(request: pytest.FixtureRequest, backend: str, url: str) -> Iterator[Driver]:
+    driver = DRIVERS[request.param](url)
+    yield OneSlot(driver) if backend == "cluster" else driver
+    driver.close()
+
+
+@pytest.fixture
+def queue(driver: Driver, url: str, namespace: str) -> Iterator[Queue]:
+    """A queue of the test's own; its books are checked when the test is over."""
+    queue = Queue(driver, url, namespace)
+    yield queue
+    queue.close()
+    queue.audit()
+    queue.clear()
+
+
+@pytest.fixture
+def full(binary: Path, namespace: str) -> Iterator[FullQueue]:
+    """A queue on a server of its own, of each kind found; `fill()` leaves it no memory."""
+    with Server(binary) as server:
+        driver = Blocking(server.url)
+        yield FullQueue(driver, server.url, namespace)
+        driver.close()

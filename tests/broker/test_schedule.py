@@ -1,0 +1,129 @@
+"""schedule.lua: messages wait in their records until they are due."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskq.broker import commands
+from taskq.errors import BrokerFull
+from taskq.model.states import State
+from tests.broker.queues import ADD, MAIL, FullQueue, Queue
+
+HOUR_MS = 3_600_000
+LONG_AGO = "1"
+
+
+def test_a_message_waits_in_its_record(queue: Queue) -> None:
+    one = queue.message(due=f"+{HOUR_MS}", body=b"any \x00 bytes \xff")
+    before = queue.now_ms
+    assert queue.schedule(one) == "o"
+    record = queue.record(one.message.id)
+    assert record.state is State.SCHEDULED
+    assert record.tail.endswith(one.raw)
+    [(id, due)] = scores(queue)
+    assert id == one.message.id
+    assert before + HOUR_MS <= due <= queue.now_ms + HOUR_MS
+    assert queue.ready() == []
+
+
+def test_an_instant_is_taken_as_it_is(queue: Queue) -> None:
+    one = queue.message(due="4102444800000")
+    queue.schedule(one)
+    assert scores(queue) == [(one.message.id, 4102444800000)]
+
+
+def test_messages_become_ready_in_the_order_of_their_due_times(queue: Queue) -> None:
+    dues = ["3", "1", "2", f"+{HOUR_MS}"]
+    third, first, second, waiting = [queue.message(due=due) for due in dues]
+    queue.schedule(third, first, second, waiting)
+    worker = queue.worker()
+    order = [one.message.id for one in (first, second, third)]
+    assert worker.claim() == order
+    assert queue.scheduled() == [waiting.message.id]
+
+
+def test_what_is_due_goes_behind_what_is_ready(queue: Queue) -> None:
+    later = queue.message(due=LONG_AGO)
+    queue.schedule(later)
+    ready = queue.queued(2)
+    assert queue.worker().claim() == [*ready, later.message.id]
+
+
+def test_the_bytes_come_out_as_they_went_in(queue: Queue) -> None:
+    one = queue.message(due=LONG_AGO, body=bytes(range(256)) * 3)
+    queue.schedule(one)
+    reply = queue.worker().exchange(threads=1)
+    assert [raw for _, raw in reply.claimed] == [one.raw]
+
+
+def test_lane_and_label_survive_the_wait(queue: Queue) -> None:
+    one = queue.message(name="order-42", priority=9, due=LONG_AGO, expires_ms=4_102_444_800_000)
+    queue.schedule(one)
+    assert queue.record(one.message.id).label == one.label
+    worker = queue.worker({MAIL: "t"})  # promotes, but does not know the task
+    worker.claim()
+    assert queue.ready(f"{ADD}:9") == [one.message.id]
+    assert queue.record(one.message.id).label == one.label
+
+
+def test_an_id_is_scheduled_once(queue: Queue) -> None:
+    one = queue.message(name="order-42", due=f"+{HOUR_MS}")
+    other = queue.message(MAIL, name="order-42", due=LONG_AGO)
+    assert queue.schedule(one, one, other) == "odx"
+    assert queue.schedule(one, other) == "dx"
+    assert len(scores(queue)) == 1
+
+
+def test_a_queued_message_is_not_scheduled_as_well(queue: Queue) -> None:
+    [id] = queue.queued()
+    assert queue.schedule(queue.message(id=id, due=LONG_AGO)) == "d"
+    assert queue.state(id) is State.QUEUED
+
+
+def test_the_earliest_wakes_a_worker_that_knows_its_task(queue: Queue) -> None:
+    worker, stranger = queue.worker({ADD: "t"}), queue.worker({MAIL: "t"})
+    queue.schedule(queue.message(due=f"+{2 * HOUR_MS}"))
+    assert queue.bells(worker) == "t"
+    queue.schedule(queue.message(due=f"+{3 * HOUR_MS}"))
+    assert queue.bells(worker) == ""
+    queue.schedule(queue.message(due=f"+{HOUR_MS}"))
+    assert queue.bells(worker) == "t"
+    assert queue.bells(stranger) == ""
+
+
+def test_the_earliest_makes_the_workers_look_again(queue: Queue) -> None:
+    watching, other = queue.worker(), queue.worker()
+    queue.schedule(queue.message(due=f"+{2 * HOUR_MS}"))
+    watching.claim()
+    soon = queue.message(due=f"+{HOUR_MS}")
+    queue.schedule(soon)
+    [(_, due), _] = scores(queue)
+    assert other.exchange(threads=1).next_due == due
+
+
+def test_a_thousand_are_promoted_at_a_time(queue: Queue) -> None:
+    outgoing = queue.messages(1100, due=LONG_AGO)
+    for _, command in commands.send(queue.base, outgoing):
+        assert set(queue.run(command)) == {"o"}
+    worker = queue.worker()
+    reply = worker.exchange(threads=1)
+    assert len(queue.scheduled()) == 100
+    # It is told to come again at once.
+    assert reply.next_due == int(LONG_AGO)
+    worker.claim(1)
+    assert queue.scheduled() == []
+
+
+def test_a_full_server_refuses_and_tears_nothing(full: FullQueue) -> None:
+    full.worker()
+    before = full.keys()
+    full.fill()
+    with pytest.raises(BrokerFull):
+        full.schedule(*full.messages(2, due=LONG_AGO))
+    assert full.keys() == before
+    full.audit()
+
+
+def scores(queue: Queue) -> list[tuple[str, int]]:
+    flat = queue.call("ZRANGE", "scheduled", 0, -1, "WITHSCORES")
+    return [(id.decode(), int(due)) for id, due in zip(flat[::2], flat[1::2], strict=True)]

@@ -1,0 +1,149 @@
+"""Who gets what: several queues on one worker, several workers on one queue."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+import taskq
+from taskq import State, TaskQ
+from taskq.testing import running_worker
+from tests.eventually import let_pass, until
+
+
+@pytest.fixture(params=["redis", "memory"])
+def app(request: pytest.FixtureRequest, new_app: Any, redis_url: str) -> TaskQ:
+    settings = {"url": redis_url} if request.param == "redis" else {}
+    made: TaskQ = new_app(queues=["busy", "rare"], **settings)
+    return made
+
+
+def test_a_backlog_in_one_queue_does_not_starve_another(app: TaskQ) -> None:
+    """The worker never idles, so nobody listens to the bell of the other queue."""
+    order: list[str] = []
+
+    @app.task(queue="busy")
+    def busy(_number: int) -> None:
+        let_pass(0.01)
+        order.append("busy")
+
+    @app.task(queue="rare")
+    def rare() -> int:
+        order.append("rare")
+        return order.count("busy")
+
+    busy.map(range(400))
+    with running_worker(app, threads=1, coroutines=0, drain=0):
+        waits = []
+        for _ in range(4):
+            before = order.count("busy")
+            waits.append(rare.delay().get(timeout=10) - before)
+    assert max(waits) <= 20, waits
+
+
+def test_several_full_queues_share_one_worker(app: TaskQ) -> None:
+    order: list[str] = []
+
+    @app.task
+    def note(queue: str) -> None:
+        order.append(queue)
+        let_pass(0.002)
+
+    for queue in ("busy", "rare", "default"):
+        taskq.TaskQ.enqueue_many(app, [note.options(queue=queue).s(queue) for _ in range(60)])
+    with running_worker(app, threads=1, coroutines=0):
+        until(lambda: len(order) == 180, 10)
+    first = order[:90]
+    assert min(first.count(queue) for queue in ("busy", "rare", "default")) >= 20
+
+
+def test_what_waits_behind_a_slow_message_goes_to_another_worker(app: TaskQ) -> None:
+    """G6: a claimed message that does not start within 100 ms goes back.
+
+    A task that was always quick is claimed ahead, and then one call of it is slow.
+    """
+    gate = threading.Event()
+
+    @app.task
+    def quick(number: int) -> int:
+        if number < 0:
+            gate.wait(20)
+        return number
+
+    with running_worker(app, threads=1, coroutines=0):
+        taskq.gather(quick.map(range(400)), timeout=10)
+        slow, *rest = quick.map([-1, *range(100)])
+        until(lambda: slow.status is State.RUNNING)
+        with running_worker(app, threads=1, coroutines=0):
+            try:
+                assert taskq.gather(rest, timeout=3) == list(range(100))
+            finally:
+                gate.set()
+        assert slow.get(timeout=5) == -1
+
+
+def test_no_more_is_held_than_there_are_slots(app: TaskQ) -> None:
+    gate = threading.Event()
+
+    @app.task
+    def hold() -> None:
+        gate.wait(20)
+
+    @app.task
+    async def ahold() -> None:
+        import asyncio
+
+        while not gate.is_set():
+            await asyncio.wait_for(asyncio.Event().wait(), 0.01) if False else None
+            await asyncio.to_thread(gate.wait, 0.05)
+
+    held, aheld = hold.map([]) or [hold.delay() for _ in range(20)], [
+        ahold.delay() for _ in range(20)
+    ]
+    with running_worker(app, threads=3, coroutines=4) as engine:
+        until(lambda: engine.exchange.holding == 7)
+        let_pass(0.1)
+        running = [one.status for one in (*held, *aheld)].count(State.RUNNING)
+        assert engine.exchange.holding == running == 7
+        gate.set()
+        taskq.gather([*held, *aheld], timeout=10)
+
+
+def test_one_id_in_two_queues_is_two_messages(app: TaskQ) -> None:
+    """Each queue counts its exchanges from one: id and number alone tell them not apart."""
+
+    @app.task
+    def echo(queue: str) -> str:
+        return queue
+
+    for round_number in range(5):
+        results = [
+            echo.options(queue=queue, id=f"same-{round_number}").delay(queue)
+            for queue in ("busy", "rare", "default")
+        ]
+        with running_worker(app, threads=4, drain=0):
+            assert taskq.gather(results, timeout=3) == ["busy", "rare", "default"]
+
+
+def test_a_worker_of_two_kinds_of_slot_uses_both(app: TaskQ) -> None:
+    """Threads that are all busy do not keep coroutines from their work, nor the reverse."""
+    gate = threading.Event()
+
+    @app.task
+    def hold() -> None:
+        gate.wait(20)
+
+    @app.task
+    async def quick() -> str:
+        return "ran"
+
+    with running_worker(app, threads=2, coroutines=2):
+        held = [hold.delay() for _ in range(5)]
+        started = time.monotonic()
+        assert [quick.delay().get(timeout=5) for _ in range(5)] == ["ran"] * 5
+        assert time.monotonic() - started < 1
+        gate.set()
+        taskq.gather(held, timeout=5)
