@@ -55,6 +55,10 @@ class MessageTooLarge(SerializationError):
 class DuplicateMessage(TaskQError):
     """The id given is in use by a message of another task."""
 
+    # As of `BrokerError`.
+    sent: Sequence[Any] = ()
+    unsent: Sequence[Any] = ()
+
 
 class BrokerError(TaskQError):
     """Redis answered with an error; nothing is known to be lost.

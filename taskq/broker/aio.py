@@ -192,5 +192,11 @@ class AsyncBroker:
             line = self._idle.pop() if self._idle else AsyncLine(self.endpoint)
             try:
                 yield line
+            except BrokerError:
+                raise
+            except BaseException:
+                # Perhaps between a request and its reply: the next caller would read that.
+                await line.close()
+                raise
             finally:
                 self._idle.append(line)

@@ -68,16 +68,13 @@ class Endpoint:
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES:
             known = ", ".join(scheme + "://" for scheme in SCHEMES)
-            msg = f"url: {parts.scheme or url[:40]!r} is none of {known}"
+            # Not the rest of it: a password may stand there.
+            msg = f"url begins with {parts.scheme!r}, and must begin with one of {known}"
             raise ConfigError(msg)
         self.url = url
         self.memory = parts.scheme == "memory"
         self.local = _is_local(parts.scheme, parts.hostname)
-        try:
-            self._pools = self._memory_pools() if self.memory else self._network_pools()
-        except ValueError as error:
-            msg = f"url: {error}"
-            raise ConfigError(msg) from None
+        self._pools = self._memory_pools() if self.memory else self._network_pools()
 
     def __repr__(self) -> str:
         """Name the place, never the password."""
@@ -108,16 +105,20 @@ class Endpoint:
         }
         if not self.url.startswith("unix"):
             options["socket_keepalive"] = True
-        return (
-            _Pool.from_url(self.url, retry=Retry(NoBackoff(), 0), **options),
-            _AsyncPool.from_url(self.url, retry=AsyncRetry(NoBackoff(), 0), **options),
-        )
+        try:
+            return (
+                _Pool.from_url(self.url, retry=Retry(NoBackoff(), 0), **options),
+                _AsyncPool.from_url(self.url, retry=AsyncRetry(NoBackoff(), 0), **options),
+            )
+        except ValueError as error:
+            msg = f"url {self.place}: {error}"
+            raise ConfigError(msg) from None
 
     def _memory_pools(self) -> tuple[Any, Any]:
         try:
             import fakeredis  # noqa: PLC0415 - of the `test` extra
         except ImportError:
-            msg = "url: memory:// needs the extra: pip install 'taskq-redis[test]'"
+            msg = "memory:// needs the extra: pip install 'taskq-redis[test]'"
             raise ConfigError(msg) from None
         with _memory_lock:
             server = _memory_servers.setdefault(self.url, fakeredis.FakeServer())

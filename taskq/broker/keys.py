@@ -15,6 +15,8 @@ of a cluster. The scripts get the base as KEYS[1] and append the names below.
 | `seqs` | hash | worker → number of its last exchange, and the answer | 1 day |
 | `groups` | zset | digest of a set of tasks → until when some worker knows them | 1 day |
 | `known:<digest>` | hash | task → `t` (thread) or `c` (coroutine) | 1 day |
+| `wake:<child>` | list | wakes the bell of one child | 5 seconds |
+| `counts` | hash | how many messages were refused, expired, or had no record | 90 days |
 | `bell:<digest>:<kind>` | list | at most one token, which wakes one worker | 1 minute |
 | `scheduled` | zset | id → due time; the message is in its record | while not empty |
 | `waiting` | hash | task → how many of `scheduled` are its own | while not empty |
@@ -63,6 +65,11 @@ def done(app: str, queue: str, id: str) -> str:
 def bell(app: str, queue: str, digest: str, kind: str) -> str:
     """Return the key of the bell of a group of workers, for one kind of slot."""
     return f"{base(app, queue)}bell:{digest}:{kind}"
+
+
+def wake(app: str, queue: str, child: str) -> str:
+    """Return the key of the list that wakes the bell of one child."""
+    return f"{base(app, queue)}wake:{child}"
 
 
 def address(name: str, queue: str) -> str:

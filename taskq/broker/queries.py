@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,8 @@ class Look(msgspec.Struct, frozen=True):
     due_ms: int | None
     # What people call the worker that runs it.
     worker: str
+    # False: it waits, and no worker knows its task. None: it does not wait, or who knows.
+    known: bool | None = None
 
 
 class TaskSurvey(msgspec.Struct):
@@ -35,10 +37,10 @@ class TaskSurvey(msgspec.Struct):
 
 
 class WorkerSurvey(msgspec.Struct, frozen=True):
-    """One live child."""
+    """One child whose lease runs."""
 
     name: str
-    # Seconds; negative once it ran out.
+    # Seconds.
     lease_left: float
     running: int
 
@@ -55,9 +57,9 @@ class Survey(msgspec.Struct, frozen=True):
     counts: dict[str, int]
 
 
-def look(base: str, id: str) -> Command[Look]:
-    """Return what is known of one message."""
-    return Command(scripts.load("look"), base, (id,), _look)
+def look(base: str, id: str, task: str | None) -> Command[Look]:
+    """Return what is known of one message; `task` as far as its handle knows it."""
+    return Command(scripts.load("look"), base, (id, task or ""), _look)
 
 
 def survey(base: str, queue: str) -> Command[Survey]:
@@ -66,12 +68,13 @@ def survey(base: str, queue: str) -> Command[Survey]:
 
 
 def _look(reply: Any) -> Look:
-    record, message, due, worker = reply
+    record, message, due, worker, known = reply
     return Look(
         parse(record) if record else None,
         message,
         int(float(due)) if due else None,
         worker.decode(errors="replace"),
+        {b"y": True, b"n": False}.get(known),
     )
 
 
@@ -93,17 +96,16 @@ def _survey(queue: str, reply: Any) -> Survey:
     return Survey(
         queue,
         dict(sorted(tasks.items())),
-        [_worker(workers[at : at + 3], int(now_ms)) for at in range(0, len(workers), 3)],
+        [one for one in _workers(workers, int(now_ms)) if one.lease_left > 0],
         int(due),
         {name.decode(): int(count) for name, count in _pairs(counts)},
     )
 
 
-def _worker(triple: Sequence[Any], now_ms: int) -> WorkerSurvey:
-    name, expiry, running = triple
-    return WorkerSurvey(
-        name.decode(errors="replace"), (float(expiry) - now_ms) / 1000, int(running)
-    )
+def _workers(flat: Sequence[Any], now_ms: int) -> Iterable[WorkerSurvey]:
+    for name, expiry, running in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+        left = (float(expiry) - now_ms) / 1000
+        yield WorkerSurvey(name.decode(errors="replace"), left, int(running))
 
 
 def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:

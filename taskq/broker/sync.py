@@ -204,6 +204,12 @@ class Broker:
                 line = Line(self.endpoint)
             try:
                 yield line
+            except BrokerError:
+                raise
+            except BaseException:
+                # Perhaps between a request and its reply: the next caller would read that.
+                line.close()
+                raise
             finally:
                 self._idle.append(line)
 

@@ -20,9 +20,7 @@ def redis(context: click.Context, app: str | None) -> None:
     opened = open_app(context, app)
     config = opened.config
     if config.url and not config.url.startswith("embedded:"):
-        fail(
-            "this app names a Redis of its own (url= or TASKQ_URL); there is no embedded server to run"
-        )
+        fail("this app names a Redis of its own (url= or TASKQ_URL): nothing embedded to run")
     try:
         directory = embedded.state_dir(opened.name, config.state_dir, os.environ)
         binary = embedded.find_binary(config.redis_server, path=True)

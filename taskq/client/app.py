@@ -69,6 +69,7 @@ class TaskQ:
         self._lock = threading.RLock()
         self._config: Config | None = None
         self._seals: dict[tuple[Domain, str], Seal] = {}
+        self._abrokers: weakref.WeakKeyDictionary[Any, AsyncBroker] = weakref.WeakKeyDictionary()
         self._reset()
         _apps[name] = self
 
@@ -76,7 +77,6 @@ class TaskQ:
         self._access: Access | None = None
         self._broker: Broker | None = None
         self._waiter: Waiter | None = None
-        self._abrokers: weakref.WeakKeyDictionary[Any, AsyncBroker] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"<TaskQ {self.name}>"
@@ -175,7 +175,7 @@ class TaskQ:
         return Result(self, name, queue)
 
     def close(self) -> None:
-        """Close the connections. A later call opens new ones."""
+        """Close the connections, but those of event loops. A later call opens new ones."""
         with self._lock:
             broker, waiter, access = self._broker, self._waiter, self._access
             self._reset()
@@ -214,8 +214,9 @@ class TaskQ:
         known = self.queues
         if queue not in known:
             msg = (
-                f"nobody declared the queue {queue!r}{nearest(queue, frozenset(known))}. Known: "
-                f"{', '.join(known)}. Declare it: TaskQ({self.name!r}, queues=[{queue!r}])"
+                f"nobody declared the queue {queue!r}; known are {', '.join(known)}, and "
+                f"TaskQ({self.name!r}, queues=[{queue!r}]) declares it"
+                f"{nearest(queue, frozenset(known))}"
             )
             raise ConfigError(msg)
         return queue
@@ -268,6 +269,10 @@ class TaskQ:
         """Return the id in Redis of a message: 32 hex digits as they are, else a digest."""
         return name if isinstance(name, str) and WIRE_ID.fullmatch(name) else id_of(self.name, name)
 
+    def renew_lock(self) -> None:
+        """Take a new lock, after a fork."""
+        self._lock = threading.RLock()
+
     def point_at(self, url: str | None) -> str | None:
         """Use another Redis from now on; return the URL used so far. For tests."""
         self.close()
@@ -275,6 +280,7 @@ class TaskQ:
             earlier = self.config.url
             self._config = dataclasses.replace(self.config, url=url)
             self._seals.clear()
+            self._abrokers.clear()
         return earlier
 
     def _register(self, task: Task[..., Any]) -> Task[..., Any]:
@@ -297,6 +303,15 @@ class TaskQ:
     ) -> Signature[Any]:
         task = check_name("task", name)
         return Signature(self, task, tuple(args), dict(kwargs or {}), Options.of(options))
+
+
+def _after_fork() -> None:
+    """Free the child process of locks that another thread of its parent held."""
+    for app in list(_apps.values()):
+        app.renew_lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _find(name: str) -> TaskQ:

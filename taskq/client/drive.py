@@ -39,7 +39,7 @@ def follow_sync(
                 if isinstance(step, watch.Settled):
                     yield step.result
                 elif isinstance(step, watch.Run):
-                    app.broker.run(step.command)
+                    reply = app.broker.run(step.command)
                 elif isinstance(step, watch.Ask):
                     reply = app.broker.call(*step.arguments, within=left)
                 elif left > 0:
@@ -67,7 +67,7 @@ async def follow_async(app: TaskQ, results: list[F], timeout: Seconds | None) ->
                 if isinstance(step, watch.Settled):
                     yield step.result
                 elif isinstance(step, watch.Run):
-                    await app.abroker().run(step.command)
+                    reply = await app.abroker().run(step.command)
                 elif isinstance(step, watch.Ask):
                     reply = await app.abroker().call(*step.arguments, within=left)
                 elif left > 0:
@@ -81,6 +81,9 @@ async def follow_async(app: TaskQ, results: list[F], timeout: Seconds | None) ->
 
 
 def _plan(app: TaskQ, results: list[F], wait: Wait, *, once: bool) -> watch.Steps[F]:
+    if any(one.app is not app for one in results):
+        msg = "one wait is for the results of one app"
+        raise ValueError(msg)
     for one in results:
         if one.settled:
             yield watch.Settled(one)

@@ -15,14 +15,17 @@ T = TypeVar("T")
 class Completed(Generic[T]):
     """Results in the order in which they end; for `for` and for `async for`."""
 
-    def __init__(self, results: Iterable[Result[T]], timeout: Seconds | None) -> None:
+    def __init__(
+        self, results: Iterable[Result[T]], timeout: Seconds | None, *, in_task: bool
+    ) -> None:
         self._results = list(results)
         self._timeout = timeout
+        self._in_task = in_task
 
     def __iter__(self) -> Iterator[Result[T]]:
         if self._results:
             app = self._results[0].app
-            yield from follow_sync(app, self._results, self._timeout, in_task=False)
+            yield from follow_sync(app, self._results, self._timeout, in_task=self._in_task)
 
     async def __aiter__(self) -> AsyncIterator[Result[T]]:
         if self._results:
@@ -31,14 +34,16 @@ class Completed(Generic[T]):
                 yield result
 
 
-def as_completed(results: Iterable[Result[T]], *, timeout: Seconds | None = None) -> Completed[T]:
+def as_completed(
+    results: Iterable[Result[T]], *, timeout: Seconds | None = None, in_task: bool = False
+) -> Completed[T]:
     """Return the results as they end, by `for` or `async for`.
 
     Raises:
         ResultTimeout: while iterating, when `timeout` seconds have passed.
 
     """
-    return Completed(results, timeout)
+    return Completed(results, timeout, in_task=in_task)
 
 
 @overload

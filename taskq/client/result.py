@@ -164,11 +164,13 @@ class Result(Generic[R_co]):
 
     def snapshot(self) -> Snapshot:
         """Return all that is known; one round trip, nothing is unpickled."""
-        return self._subject.snapshot(self.app.broker.run(queries.look(self._base, self.wire_id)))
+        return self._subject.snapshot(
+            self.app.broker.run(queries.look(self._base, self.wire_id, self._task))
+        )
 
     async def asnapshot(self) -> Snapshot:
         """Return all that is known; one round trip, nothing is unpickled."""
-        look = queries.look(self._base, self.wire_id)
+        look = queries.look(self._base, self.wire_id, self._task)
         return self._subject.snapshot(await self.app.abroker().run(look))
 
     def forget(self) -> bool:

@@ -10,12 +10,16 @@ from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Interrupted
 from taskq.client.result import Result
 from taskq.client.signature import Signature
-from taskq.errors import BrokerError, DuplicateMessage, EnqueueUncertain
+from taskq.errors import BrokerError, ConfigError, DuplicateMessage, EnqueueUncertain
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
 
 T = TypeVar("T")
+E = TypeVar("E", BrokerError, DuplicateMessage)
+
+# The script's letter for an id that another task's message has.
+REFUSED = "x"
 
 
 def send(app: TaskQ, signature: Signature[T]) -> Result[T]:
@@ -25,7 +29,7 @@ def send(app: TaskQ, signature: Signature[T]) -> Result[T]:
         verdict = app.broker.run(command)
     except Interrupted as error:
         raise _uncertain(error, signature, one) from error
-    return _result(app, signature, one, verdict)
+    return _accepted(app, signature, one, verdict)
 
 
 async def asend(app: TaskQ, signature: Signature[T]) -> Result[T]:
@@ -35,7 +39,7 @@ async def asend(app: TaskQ, signature: Signature[T]) -> Result[T]:
         verdict = await app.abroker().run(command)
     except Interrupted as error:
         raise _uncertain(error, signature, one) from error
-    return _result(app, signature, one, verdict)
+    return _accepted(app, signature, one, verdict)
 
 
 def send_many(app: TaskQ, calls: Iterable[Signature[T]]) -> list[Result[T]]:
@@ -45,7 +49,7 @@ def send_many(app: TaskQ, calls: Iterable[Signature[T]]) -> list[Result[T]]:
         try:
             batch.accept(page, app.broker.run(command))
         except BrokerError as error:
-            raise batch.torn(error) from error
+            raise batch.torn(error, page) from error
     return batch.results()
 
 
@@ -56,7 +60,7 @@ async def asend_many(app: TaskQ, calls: Iterable[Signature[T]]) -> list[Result[T
         try:
             batch.accept(page, await app.abroker().run(command))
         except BrokerError as error:
-            raise batch.torn(error) from error
+            raise batch.torn(error, page) from error
     return batch.results()
 
 
@@ -66,6 +70,8 @@ class _Batch(Generic[T]):
     def __init__(self, app: TaskQ, calls: Iterable[Signature[T]]) -> None:
         self._app = app
         self._calls = list(calls)
+        for signature in self._calls:
+            _check_app(app, signature)
         self._outgoing = [signature.outgoing() for signature in self._calls]
         self._verdicts: dict[int, str] = {}
 
@@ -83,35 +89,51 @@ class _Batch(Generic[T]):
 
     def results(self) -> list[Result[T]]:
         """Return the handles, in the order of the calls."""
-        pairs = zip(self._calls, self._outgoing, strict=True)
-        return [self._result(call, one) for call, one in pairs]
+        for call, one in self._pairs:
+            if self._verdicts[id(one)] == REFUSED:
+                raise self._with_parts(_duplicate(call, one))
+        return [_result(self._app, call, one) for call, one in self._pairs]
 
-    def torn(self, error: BrokerError) -> BrokerError:
-        """Return the error with what was sent and what was not."""
-        pairs = list(zip(self._calls, self._outgoing, strict=True))
-        unsent = [(call, one) for call, one in pairs if id(one) not in self._verdicts]
+    def torn(self, error: BrokerError, page: Sequence[Outgoing]) -> BrokerError:
+        """Return the error that befell a page, with what was sent and what was not."""
         if isinstance(error, Interrupted):
-            error = _uncertain(error, *unsent[0])
-        error.sent = [self._result(call, one) for call, one in pairs if id(one) in self._verdicts]
-        error.unsent = [call.fixed(one) for call, one in unsent]
-        return error
+            at = next(at for at, one in enumerate(self._outgoing) if one is page[0])
+            error = _uncertain(error, self._calls[at], page[0])
+        return self._with_parts(error)
 
-    def _result(self, call: Signature[T], one: Outgoing) -> Result[T]:
-        return _result(self._app, call, one, self._verdicts[id(one)])
+    @property
+    def _pairs(self) -> Iterable[tuple[Signature[T], Outgoing]]:
+        return zip(self._calls, self._outgoing, strict=True)
+
+    def _with_parts(self, error: E) -> E:
+        sent = {name for name, verdict in self._verdicts.items() if verdict != REFUSED}
+        error.sent = [_result(self._app, call, one) for call, one in self._pairs if id(one) in sent]
+        error.unsent = [call.fixed(one) for call, one in self._pairs if id(one) not in sent]
+        return error
 
 
 def _command(app: TaskQ, signature: Signature[Any]) -> tuple[Outgoing, Command[str]]:
+    _check_app(app, signature)
     one = signature.outgoing()
     base = keys.base(app.name, _queue_of(signature))
     build = commands.enqueue if one.due is None else commands.schedule
     return one, build(base, (one,))
 
 
-def _result(app: TaskQ, signature: Signature[T], one: Outgoing, verdict: str) -> Result[T]:
+def _accepted(app: TaskQ, signature: Signature[T], one: Outgoing, verdict: str) -> Result[T]:
+    if verdict == REFUSED:
+        raise _duplicate(signature, one)
+    return _result(app, signature, one)
+
+
+def _duplicate(signature: Signature[Any], one: Outgoing) -> DuplicateMessage:
     name = one.message.envelope.name or one.message.id
-    if verdict == "x":
-        msg = f"the id {name!r} is in use by a message of another task than {signature.task}"
-        raise DuplicateMessage(msg)
+    msg = f"the id {name!r} is in use by a message of another task than {signature.task}"
+    return DuplicateMessage(msg)
+
+
+def _result(app: TaskQ, signature: Signature[T], one: Outgoing) -> Result[T]:
+    name = one.message.envelope.name or one.message.id
     stored = not one.message.envelope.ignore_result
     return Result(app, name, _queue_of(signature), task=signature.task, stored=stored)
 
@@ -124,6 +146,12 @@ def _uncertain(error: Interrupted, signature: Signature[Any], one: Outgoing) -> 
         f"again with options(id={name!r}) is safe"
     )
     return EnqueueUncertain(msg, name)
+
+
+def _check_app(app: TaskQ, signature: Signature[Any]) -> None:
+    if signature.app is not app:
+        msg = f"{signature.task} is of the app {signature.app.name!r}: send it by that one"
+        raise ConfigError(msg)
 
 
 def _queue_of(signature: Signature[Any]) -> str:

@@ -70,6 +70,8 @@ class Options:
             check_name("queue", self.queue)
         if self.priority is not None:
             check_priority(self.priority)
+        if self.id is not None:
+            message.check_name(self.id)
         self._check_times()
         if self.serializer is not None and self.serializer not in SERIALIZERS:
             msg = f"serializer must be one of {', '.join(SERIALIZERS)}, not {self.serializer!r}"

@@ -60,6 +60,8 @@ class Subject:
             envelope = self._envelope(look.message)
         except Exception as error:  # noqa: BLE001 - a snapshot reports, whatever it finds
             note = f"{type(error).__name__}: {error}"
+        if look.known is False:
+            note = "no live worker knows this task"
         if record.letter == b"r":
             note = "refused: " + words_of(record)
         source = report or envelope

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from taskq.broker import commands, keys, records
+from taskq.broker import commands, keys, queries, records
 from taskq.broker.commands import Command
 from taskq.client.waiter import Wait, Waiter
 from taskq.errors import BrokerUnavailable
@@ -30,6 +30,7 @@ PATIENCE_SECONDS = 3.0
 class Followed(Protocol):
     """A result, as far as a wait knows it."""
 
+    app: Any
     app_name: str
     queue: str
     wire_id: str
@@ -209,8 +210,8 @@ def _expire(window: _Window[F]) -> Steps[F]:
 def _complain(window: _Window[F]) -> Steps[F]:
     queues = {(ones[0].app_name, ones[0].queue) for ones in window.open.values()}
     for app, queue in sorted(queues):
-        workers = yield Ask(("ZCARD", keys.base(app, queue) + "workers"))
-        if workers == 0:
+        survey = yield Run(queries.survey(keys.base(app, queue), queue))
+        if isinstance(survey, queries.Survey) and not survey.workers:
             hint = "" if queue == "default" else f" -Q {queue}"
             log.warning(
                 "no live worker serves the queue %r: start one with `taskq worker -A <module>%s`",

@@ -73,17 +73,21 @@ def new_id() -> str:
     return f"{value:032x}"
 
 
-def id_of(app: str, name: object) -> str:
-    """Return the id of a message that was given a name: BLAKE2b-128 of app and name."""
+def check_name(name: object) -> str:
+    """Return `name` if a message can be given it as its id."""
     if not isinstance(name, str) or not 1 <= len(name) <= 128 or not name.isprintable():
         msg = f"id must be 1 to 128 printable characters, not {name!r:.140}"
         raise ConfigError(msg)
     if "@" in name:
         msg = f"id {name!r}: '@' is kept for the queue"
         raise ConfigError(msg)
-    return hashlib.blake2b(
-        f"{app}\0{name}".encode(), digest_size=16, person=b"taskq-id"
-    ).hexdigest()
+    return name
+
+
+def id_of(app: str, name: object) -> str:
+    """Return the id of a message that was given a name: BLAKE2b-128 of app and name."""
+    text = f"{app}\0{check_name(name)}".encode()
+    return hashlib.blake2b(text, digest_size=16, person=b"taskq-id").hexdigest()
 
 
 def encode(message: Message, seal: Seal) -> bytes:

@@ -32,12 +32,12 @@ TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPI
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.SCHEDULED: frozenset({State.QUEUED, State.CANCELLED, State.EXPIRED}),
-    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED}),
-    # QUEUED: released or reclaimed, uncounted.
-    State.RUNNING: frozenset(
-        {State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED, State.EXPIRED}
-    ),
     # SUCCEEDED and FAILED: the late finish of a worker whose claim nobody took over.
+    State.QUEUED: frozenset(
+        {State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED}
+    ),
+    # QUEUED: released or reclaimed, uncounted.
+    State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED}),
     State.RETRYING: frozenset({State.QUEUED, State.CANCELLED, State.EXPIRED}),
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),

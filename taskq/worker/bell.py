@@ -34,7 +34,7 @@ class Bell:
         self._digest = digest
         self._line = Line(endpoint)
         # Wakes this very bell; in the slot of the first queue.
-        self.own_key = f"{keys.base(app, self._queues[0])}wake:{child}"
+        self.own_key = keys.wake(app, self._queues[0], child)
         self._kinds: Callable[[], str] = str
         self._rang: Callable[[list[str] | None], None] = lambda _queues: None
         self._room = threading.Event()

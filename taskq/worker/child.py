@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from taskq.broker import keys
 from taskq.client.loader import load_app
 from taskq.errors import BrokerError, ConfigError, TaskQError
 from taskq.worker import logs
@@ -157,9 +158,9 @@ class Child:
         for port in engine.exchange.ports:
             if not ids:
                 return
-            keys = [f"{port.base}m:{one.decode()}" for one in ids]
+            names = [keys.record(engine.app.name, port.queue, one.decode()) for one in ids]
             try:
-                records = engine.app.broker.call("MGET", *keys)
+                records = engine.app.broker.call("MGET", *names)
             except BrokerError:
                 return
             waiting = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -96,6 +98,21 @@ class Attempt:
             "attempt": self.context.attempt,
             "delivery": self.context.delivery,
         }
+
+
+def take_back(buffer: deque[Delivery], claimed_before: float = math.inf) -> list[Delivery]:
+    """Take the messages out of a buffer that were claimed before a monotonic instant."""
+    taken: list[Delivery] = []
+    while buffer:
+        try:
+            delivery = buffer.popleft()
+        except IndexError:  # a slot was quicker
+            break
+        if delivery.claimed_at >= claimed_before:
+            buffer.appendleft(delivery)
+            break
+        taken.append(delivery)
+    return taken
 
 
 class Done(msgspec.Struct, frozen=True):

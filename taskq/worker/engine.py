@@ -7,7 +7,6 @@ claim no more, wait for what runs, give back what did not end, leave.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -15,14 +14,15 @@ import math
 import secrets
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from taskq.model import clock
 from taskq.worker.bell import Bell
-from taskq.worker.delivery import Done
+from taskq.worker.delivery import Done, take_back
 from taskq.worker.exchange import Exchange, Slots
-from taskq.worker.executor import Executor
+from taskq.worker.executor import START_SECONDS, Executor
 from taskq.worker.outbox import Outbox
 from taskq.worker.pools.coroutines import CoroutinePool
 from taskq.worker.pools.threads import ThreadPool
@@ -70,7 +70,7 @@ class Engine:
         # Set when the tending thread should look at what is to be done.
         self._attention = threading.Event()
         self._moved = threading.Condition()
-        self._lifespan: Any = None
+        self._lifespan: AbstractContextManager[Any] | AbstractAsyncContextManager[Any] | None = None
         self._executor = Executor(app, plan.name)
         self._outbox = Outbox(self._attention.set)
         slots = Slots(plan.threads, plan.coroutines)
@@ -110,8 +110,7 @@ class Engine:
         if self.phase is Phase.RUNNING:
             self.phase = Phase.QUIET
             self.exchange.quiet = True
-            for delivery in reversed(self._threads.take_back()):
-                self._outbox.put(self._executor.release(delivery), prompt=True)
+            self._give_back(math.inf)
 
     def drain(self, seconds: float) -> bool:
         """Wait for what runs, at most so long; return whether all of it ended."""
@@ -133,6 +132,7 @@ class Engine:
             return True
         self.quiet()
         self.phase = Phase.STOPPED
+        self._executor.closed = True
         self.exchange.flush(self.exchange.held())
         self._bell.stop()
         self.exchange.kick(self._bell.own_key)
@@ -159,6 +159,14 @@ class Engine:
             if gathered or self._outbox.prompt:
                 self.exchange.lead()
             self._threads.help()
+            self._give_back(clock.monotonic() - START_SECONDS)
+
+    def _give_back(self, claimed_before: float) -> None:
+        """Give back what was claimed so long ago and did not start: another slot is free."""
+        for buffer in (self._threads.buffer, self._coroutines.buffer):
+            # Newest first: the oldest comes to stand at the end that is popped.
+            for delivery in reversed(take_back(buffer, claimed_before)):
+                self._outbox.put(self._executor.release(delivery), prompt=True)
 
     def _nap(self) -> float | None:
         """Return how long the tending thread may sleep; None until it is called."""
@@ -168,7 +176,7 @@ class Engine:
             return max(0.001, due - now)
         if since is not None:
             return max(0.0, since + GATHER_SECONDS - now)
-        if self._threads.buffer:
+        if self._threads.buffer or self._coroutines.buffer:
             return GATHER_SECONDS
         return None if due == math.inf else max(0.0, due - now)
 
@@ -182,7 +190,8 @@ class Engine:
     def _after_turn(self) -> None:
         if self._bell.look():
             self.exchange.kick(self._bell.own_key)
-        if self.exchange.next_turn() != math.inf:
+        waiting = self._threads.buffer or self._coroutines.buffer
+        if waiting or self.exchange.next_turn() != math.inf:
             self._attention.set()
         with self._moved:
             self._moved.notify_all()
@@ -190,8 +199,8 @@ class Engine:
     def _enter_lifespan(self) -> Any:
         if self.app.lifespan is None:
             return None
-        manager: Any = self.app.lifespan(self.app)
-        if isinstance(manager, contextlib.AbstractAsyncContextManager):
+        manager = self.app.lifespan(self.app)
+        if isinstance(manager, AbstractAsyncContextManager):
             value = self._coroutines.call(manager.__aenter__())
         else:
             value = manager.__enter__()
@@ -201,7 +210,7 @@ class Engine:
     def _exit_lifespan(self) -> None:
         manager, self._lifespan = self._lifespan, None
         try:
-            if isinstance(manager, contextlib.AbstractAsyncContextManager):
+            if isinstance(manager, AbstractAsyncContextManager):
                 self._coroutines.call(manager.__aexit__(None, None, None), _JOIN_SECONDS)
             elif manager is not None:
                 manager.__exit__(None, None, None)

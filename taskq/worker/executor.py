@@ -36,6 +36,8 @@ class Executor:
         self._judge = Judge(app.config, worker)
         # What the app's lifespan yielded.
         self.state: Any = None
+        # Set when all was given back: how an attempt ends is of no interest any more.
+        self.closed = False
 
     def run(self, delivery: Delivery) -> Done:
         """Run one message on this thread."""
@@ -127,6 +129,8 @@ class Executor:
 
     def _close(self, attempt: Attempt, judge: Callable[[Attempt, Any], Outcome], end: Any) -> Done:
         """Judge how the attempt ended, and put it in the exchange's words."""
+        if self.closed:
+            return self.release(attempt.delivery)
         try:
             finish = self._finish(attempt, judge(attempt, end))
         except Exception as error:  # noqa: BLE001 - whatever is wrong, an outcome must be told

@@ -222,11 +222,12 @@ class FullQueue(Queue):
 class Worker:
     """A child that claims and ends messages, one exchange at a time."""
 
-    def __init__(self, queue: Queue, kinds: dict[str, str]) -> None:
+    def __init__(self, queue: Queue, kinds: dict[str, str], id: str | None = None) -> None:
         self.queue = queue
-        self.id = secrets.token_hex(16).encode()
+        self.id = (id or secrets.token_hex(16)).encode()
         self.kinds = kinds
-        self.digest = secrets.token_hex(6)
+        # Of a group of its own, so that its bells ring for it alone.
+        self.digest = self.id[-12:].decode()
         self.seq = 0
         # id → the field of `running:<worker>` under which it was claimed.
         self.fields: dict[str, bytes] = {}

@@ -7,6 +7,7 @@ outcome stays, and the books add up.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import secrets
 from collections import Counter
 from typing import Any
@@ -26,7 +27,7 @@ from hypothesis.stateful import (
 from taskq.broker import commands
 from taskq.broker.commands import Exchanged, Finish, Outgoing
 from tests.broker.drivers import Blocking, Driver, OneSlot
-from tests.broker.queues import ADD, CRAWL, LEASE_MS, MAIL, TICK_MS, Audit, Queue, Worker, ids
+from tests.broker.queues import ADD, CRAWL, KINDS, LEASE_MS, MAIL, TICK_MS, Audit, Queue, Worker, ids
 from tests.servers import Server
 
 QUEUED, SCHEDULED, RUNNING, OVER = "queued", "scheduled", "running", "over"
@@ -67,13 +68,14 @@ class Model(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         self.queue = Queue(self.driver, self.url, f"t{secrets.token_hex(6)}")
+        # Ids are the same in each run of a story: Hypothesis wants to repeat it.
+        self.numbers = itertools.count(1)
         self.known: dict[str, Known] = {}
         # Each lane as the model has it, the next to be claimed first.
         self.lanes: dict[str, list[str]] = {}
         self.workers: list[Worker] = []
         # Workers whose lease is gone, with the ends that they still keep.
         self.ghosts: list[tuple[Worker, Finish, str]] = []
-        self.fenced: set[str] = set()
         for _ in range(3):
             self.hire()
 
@@ -83,7 +85,7 @@ class Model(RuleBasedStateMachine):
 
     # What producers do.
 
-    @rule(lane=st.sampled_from(LANES), count=st.integers(1, 4), late=st.booleans())
+    @rule(lane=st.sampled_from(LANES), count=st.integers(1, 6), late=st.booleans())
     def enqueue(self, lane: tuple[str, int], count: int, late: bool) -> None:
         outgoing = [self._new(lane, late and not at) for at in range(count)]
         assert self.queue.enqueue(*outgoing) == "o" * count
@@ -116,7 +118,7 @@ class Model(RuleBasedStateMachine):
 
     # What workers do.
 
-    @rule(worker=st.integers(0, 2), threads=st.integers(0, 4), coroutines=st.integers(0, 3))
+    @rule(worker=st.integers(0, 2), threads=st.integers(0, 6), coroutines=st.integers(0, 3))
     def claim(self, worker: int, threads: int, coroutines: int) -> None:
         self._exchange(self.workers[worker], threads=threads, coroutines=coroutines)
 
@@ -124,13 +126,14 @@ class Model(RuleBasedStateMachine):
     @rule(data=st.data(), threads=st.integers(0, 2))
     def finish(self, data: st.DataObject, threads: int) -> None:
         """End some of what one worker holds, each in its own way, and claim on."""
-        holders = sorted({one.holder.id for one in self._in(RUNNING).values() if one.holder})
-        worker = self._worker(data.draw(st.sampled_from(holders)))
+        worker = data.draw(st.sampled_from(self._busy()))
         held = [id for id, one in self._in(RUNNING).items() if one.holder is worker]
         ended = data.draw(st.lists(st.sampled_from(held), unique=True, max_size=3))
         # A release goes to the front of its lane: newest first keeps the order.
         ends = {id: data.draw(st.sampled_from("sfybr")) for id in reversed(ended)}
         finishes = [self._end(worker, id, end) for id, end in ends.items()]
+        # It may also tell of a retry, lose its lease, and still have an outcome to tell.
+        self.ghosts += [(worker, self._end(worker, id, "s"), id) for id in ends if ends[id] == "y"]
         reply = self._exchange(worker, *finishes, threads=threads, ends=ends)
         assert reply.verdicts == "k" * len(ends)
 
@@ -160,10 +163,13 @@ class Model(RuleBasedStateMachine):
 
     # What goes wrong.
 
-    @rule(worker=st.integers(0, 2), end=st.sampled_from("sfybr"))
-    def die(self, worker: int, end: str) -> None:
+    @precondition(lambda self: self._in(RUNNING))
+    @rule(data=st.data(), end=st.sampled_from("ssfybr"))
+    def die(self, data: st.DataObject, end: str) -> None:
         """A worker is taken for dead; what it did meanwhile it will tell later."""
-        gone = self.workers[worker]
+        reap = commands.reclaim(self.queue.base, LEASE_MS, TICK_MS)
+        assert self.queue.run(reap) == (0, False), "all leases are good"
+        gone = data.draw(st.sampled_from(self._busy()))
         held = {id: one for id, one in self._in(RUNNING).items() if one.holder is gone}
         self.ghosts += [(gone, self._end(gone, id, end), id) for id in held]
         assert self.queue.reclaim(gone) == len(held)
@@ -173,22 +179,47 @@ class Model(RuleBasedStateMachine):
         self.workers.remove(gone)
         self.hire()
 
-    @precondition(lambda self: self.ghosts)
+    @precondition(lambda self: self._kept())
     @rule(data=st.data())
     def come_back(self, data: st.DataObject) -> None:
         """A worker that was taken for dead delivers what it kept."""
-        at = data.draw(st.integers(0, len(self.ghosts) - 1))
-        ghost, finish, id = self.ghosts[at]
+        kept = self._kept()
+        self._deliver(*kept[data.draw(st.integers(0, len(kept) - 1))])
+
+    @precondition(lambda self: self._kept())
+    @rule(worker=st.integers(0, 2), back=st.booleans(), data=st.data())
+    def take_over(self, worker: int, back: bool, data: st.DataObject) -> None:
+        """The same, after another worker claimed all there is, and perhaps gave it back."""
+        heir = self.workers[worker]
+        self._exchange(heir, threads=50, coroutines=50)
+        if back:
+            held = [id for id, one in self._in(RUNNING).items() if one.holder is heir]
+            finishes = [heir.released(id) for id in reversed(held)]
+            self._exchange(heir, *finishes, ends=dict.fromkeys(reversed(held), "b"))
+        self.come_back(data)
+
+    @precondition(lambda self: len(self.ghosts) > len(self._kept()))
+    @rule(data=st.data())
+    def change_its_mind(self, data: st.DataObject) -> None:
+        """A worker told of a retry, and has an outcome after all."""
+        kept = self._kept()
+        self._deliver(*data.draw(st.sampled_from([g for g in self.ghosts if g not in kept])))
+
+    def _deliver(self, ghost: Worker, finish: Finish, id: str) -> None:
         one = self.known[id]
         claim = (ghost.id, int(finish.field[32:]))
-        reply = self.queue.run(ghost.command(9_999_999_999, [finish], commands.Room(5, 5)))
-        assert (reply.word, reply.claimed) == ("lost", [])
+        if ghost in self.workers:
+            reply = ghost.exchange(finish)
+            assert (reply.word, reply.claimed) == ("ok", [])
+        else:
+            reply = self.queue.run(ghost.command(9_999_999_999, [finish], commands.Room(5, 5)))
+            assert (reply.word, reply.claimed) == ("lost", [])
         in_time = one.claim == claim
         assert reply.verdicts == ("k" if in_time and one.where != RUNNING else "l")
         if in_time and one.where in (QUEUED, SCHEDULED) and finish.kind in "sf":
-            lingers = one.where == QUEUED
-            self._over(id, lingers=lingers)
+            self._over(id, lingers=one.where == QUEUED)
 
+    @precondition(lambda self: len(self._in(QUEUED)) + len(self._in(SCHEDULED)) > 10)
     @rule(task=st.sampled_from(["", ADD, CRAWL]))
     def purge(self, task: str) -> None:
         expected = [
@@ -230,12 +261,6 @@ class Model(RuleBasedStateMachine):
         if verdict == "ok":
             del self.known[id]
             self.ghosts = [ghost for ghost in self.ghosts if ghost[2] != id]
-
-    @rule()
-    def reap(self) -> None:
-        """Every worker is alive: there is nothing to take back."""
-        command = commands.reclaim(self.queue.base, LEASE_MS, TICK_MS)
-        assert self.queue.run(command) == (0, False)
 
     # What must always hold.
 
@@ -292,12 +317,18 @@ class Model(RuleBasedStateMachine):
     # The model's own moves.
 
     def hire(self) -> None:
-        self.workers.append(self.queue.worker())
+        worker = Worker(self.queue, KINDS, f"{next(self.numbers):032x}")
+        worker.enrol()
+        self.workers.append(worker)
 
     def _new(self, lane: tuple[str, int], late: bool, **options: Any) -> Outgoing:
         expires_ms = 1 if late else 0
         return self.queue.message(
-            lane[0], priority=lane[1], expires_ms=expires_ms, **options
+            lane[0],
+            id=f"{next(self.numbers):032x}",
+            priority=lane[1],
+            expires_ms=expires_ms,
+            **options,
         )
 
     def _exchange(
@@ -390,14 +421,19 @@ class Model(RuleBasedStateMachine):
             if one.holder is worker and one.claim == (worker.id, seq)
         }
 
+    def _kept(self) -> list[tuple[Worker, Finish, str]]:
+        """Return what workers kept to tell that are members no more."""
+        return [item for item in self.ghosts if item[0] not in self.workers]
+
     def _in(self, where: str) -> dict[str, Known]:
         return {id: one for id, one in self.known.items() if one.where == where}
 
     def _pick(self, data: st.DataObject, known: dict[str, Known]) -> Known:
         return known[data.draw(st.sampled_from(sorted(known)))]
 
-    def _worker(self, id: bytes) -> Worker:
-        return next(worker for worker in self.workers if worker.id == id)
+    def _busy(self) -> list[Worker]:
+        holders = [one.holder for one in self._in(RUNNING).values()]
+        return [worker for worker in self.workers if worker in holders]
 
     def _lane(self, one: Outgoing) -> list[str]:
         return self.lanes.setdefault(one.lane, [])

@@ -42,7 +42,7 @@ def add(x, y):
 @app.task(bind=True)
 def hold(ctx, folder):
     """Say that it runs; end when the file `go` is there."""
-    Path(folder, f"started-{{os.getpid()}}-{{ctx.delivery}}").touch()
+    Path(folder, f"started-{{ctx.id}}-{{ctx.delivery}}").touch()
     while not Path(folder, "go").exists():
         PAUSE.wait(0.02)
     return [ctx.attempt, ctx.delivery]
@@ -118,7 +118,6 @@ class Shell:
             "HOME": str(folder),
             "XDG_STATE_HOME": str(folder / "state"),
             "PYTHONPATH": ROOT,
-            "PYTHONWARNINGS": "error",
             "PYTHONDONTWRITEBYTECODE": "1",
             "TASKQ_URL": url,
             "TASKQ_SECRET": SECRET,

@@ -51,16 +51,17 @@ def test_to_stop_twice_is_legal(new_app: Any) -> None:
 
 def test_a_quiet_engine_ends_what_runs_and_claims_no_more(new_app: Any) -> None:
     app = new_app()
-    gate = threading.Event()
+    started, gate = threading.Event(), threading.Event()
 
     @app.task
     def hold() -> str:
+        started.set()
         gate.wait(10)
         return "held"
 
     with running_worker(app, threads=1) as engine:
         first = hold.delay()
-        until(lambda: first.status is State.RUNNING)
+        assert started.wait(5)
         engine.quiet()
         second = hold.delay()
         gate.set()
@@ -73,18 +74,19 @@ def test_a_quiet_engine_ends_what_runs_and_claims_no_more(new_app: Any) -> None:
 
 def test_what_does_not_end_in_the_drain_is_handed_back_uncounted(new_app: Any) -> None:
     app = new_app()
-    gate = threading.Event()
+    started, gate = threading.Event(), threading.Event()
 
     @app.task(bind=True)
     def hold(ctx: taskq.Context) -> tuple[int, int]:
         if ctx.delivery == 1:
+            started.set()
             gate.wait(10)
         return ctx.attempt, ctx.delivery
 
     engine = engine_of(app, threads=1)
     engine.start()
     result = hold.delay()
-    until(lambda: result.status is State.RUNNING)
+    assert started.wait(5)
     assert not engine.drain(0.1)
     with running_worker(app):
         stopping = threading.Thread(target=engine.stop)
@@ -98,21 +100,26 @@ def test_an_outcome_that_is_ready_is_not_thrown_away_at_the_end(new_app: Any) ->
     """What ended while Redis was slow is sent, and not given back to run again."""
     app = new_app()
     runs = []
+    started, gate = threading.Event(), threading.Event()
 
     @app.task
     def work() -> str:
+        started.set()
+        gate.wait(10)
         runs.append(1)
         return "done"
 
     engine = engine_of(app, threads=1, coroutines=0)
     engine.start()
     result = work.delay()
-    until(lambda: runs)
+    assert started.wait(5)
     # A turn that is under way keeps the outcome waiting, as a slow Redis would.
     with engine.exchange._lock:
-        let_pass(0.05)
+        gate.set()
+        until(lambda: runs)
         stopping = threading.Thread(target=engine.stop)
         stopping.start()
+        until(lambda: engine.phase is Phase.STOPPED)
         let_pass(0.05)
     stopping.join(10)
     assert result.get(timeout=1) == "done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import Any
@@ -53,7 +54,7 @@ def test_several_full_queues_share_one_worker(app: TaskQ) -> None:
         let_pass(0.002)
 
     for queue in ("busy", "rare", "default"):
-        taskq.TaskQ.enqueue_many(app, [note.options(queue=queue).s(queue) for _ in range(60)])
+        app.enqueue_many([note.options(queue=queue).s(queue) for _ in range(60)])
     with running_worker(app, threads=1, coroutines=0):
         until(lambda: len(order) == 180, 10)
     first = order[:90]
@@ -94,15 +95,9 @@ def test_no_more_is_held_than_there_are_slots(app: TaskQ) -> None:
 
     @app.task
     async def ahold() -> None:
-        import asyncio
+        await asyncio.to_thread(gate.wait, 20)
 
-        while not gate.is_set():
-            await asyncio.wait_for(asyncio.Event().wait(), 0.01) if False else None
-            await asyncio.to_thread(gate.wait, 0.05)
-
-    held, aheld = hold.map([]) or [hold.delay() for _ in range(20)], [
-        ahold.delay() for _ in range(20)
-    ]
+    held, aheld = ([task.delay() for _ in range(20)] for task in (hold, ahold))
     with running_worker(app, threads=3, coroutines=4) as engine:
         until(lambda: engine.exchange.holding == 7)
         let_pass(0.1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from taskq.worker.delivery import Delivery, Done
+from taskq.worker.delivery import Delivery, Done, take_back
 
 log = logging.getLogger("taskq.worker")
 
@@ -23,6 +24,8 @@ class CoroutinePool:
         ended: Callable[[Done], None],
     ) -> None:
         self.size = size
+        # Claimed and not started. Extended by the exchange, emptied by the loop.
+        self.buffer: deque[Delivery] = deque()
         self._run = run
         self._ended = ended
         self.loop = asyncio.new_event_loop()
@@ -36,7 +39,8 @@ class CoroutinePool:
 
     def put(self, deliveries: Iterable[Delivery]) -> None:
         """Start claimed messages: one call into the loop for all of them."""
-        self.loop.call_soon_threadsafe(self._spawn, list(deliveries))
+        self.buffer.extend(deliveries)
+        self.loop.call_soon_threadsafe(self._spawn)
 
     def call(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
         """Run a coroutine on the loop and wait for it, from another thread."""
@@ -49,8 +53,8 @@ class CoroutinePool:
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _spawn(self, deliveries: list[Delivery]) -> None:
-        for delivery in deliveries:
+    def _spawn(self) -> None:
+        for delivery in take_back(self.buffer):
             task = self.loop.create_task(self._one(delivery))
             self._running.add(task)
             task.add_done_callback(self._running.discard)

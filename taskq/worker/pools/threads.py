@@ -68,16 +68,6 @@ class ThreadPool:
             self._wake(len(self.buffer))
         self._first = first
 
-    def take_back(self) -> list[Delivery]:
-        """Return the messages that did not start; they will not."""
-        taken: list[Delivery] = []
-        while self.buffer:
-            try:
-                taken.append(self.buffer.popleft())
-            except IndexError:  # a thread was quicker
-                break
-        return taken
-
     def stop(self) -> None:
         """Let each thread end after its message; does not wait for them."""
         self._stopped = True

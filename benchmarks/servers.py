@@ -1,0 +1,105 @@
+"""A Redis of our own for one run: a temporary folder, a Unix socket, ended by its pid."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from taskq.broker.embedded import find_binary
+
+START_SECONDS = 15.0
+STOP_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def own_server() -> Iterator[str]:
+    """Yield the URL of a server without persistence, which ends with the block."""
+    binary = find_binary(os.environ.get("TASKQ_REDIS_SERVER"), path=True)
+    with tempfile.TemporaryDirectory(prefix="tqb-") as name:
+        folder = Path(name)
+        process = _start(binary, folder)
+        try:
+            url = f"unix://{folder}/s"
+            _wait_until_ready(url, process, folder)
+            yield url
+        finally:
+            _stop(process)
+
+
+def connect(url: str) -> Any:
+    """Return a held client. RESP2, as taskq speaks it."""
+    return redis.Redis.from_url(url, protocol=2)
+
+
+def describe(url: str) -> str:
+    """Return which server answers there, and its version."""
+    with connect(url) as client:
+        facts = client.info("server")
+    name = facts.get("server_name", "redis")
+    return f"{name} {facts.get(f'{name}_version', facts['redis_version'])}"
+
+
+def remove(url: str, prefix: str) -> None:
+    """Delete every key that begins so; other keys of the server are left alone."""
+    with connect(url) as client:
+        page: list[bytes] = []
+        for key in client.scan_iter(match=prefix + "*", count=1000):
+            page.append(key)
+            if len(page) == 1000:
+                client.unlink(*page)
+                page.clear()
+        if page:
+            client.unlink(*page)
+
+
+def _start(binary: str, folder: Path) -> subprocess.Popen[bytes]:
+    options = {
+        "port": "0",
+        "unixsocket": f"{folder}/s",
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "save": "",
+        "appendonly": "no",
+        "maxmemory-policy": "noeviction",
+    }
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    with (folder / "log").open("wb") as log:
+        # A session of its own: a Ctrl-C is for us, and we end the server.
+        return subprocess.Popen(
+            [binary, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], folder: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    with connect(url) as client:
+        while True:
+            with contextlib.suppress(redis.ConnectionError):
+                client.ping()
+                return
+            if process.poll() is not None or time.monotonic() > deadline:
+                log = (folder / "log").read_text(encoding="utf-8", errors="replace")
+                msg = f"the server did not start: {log[-800:]}"
+                raise RuntimeError(msg)
+            time.sleep(0.01)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

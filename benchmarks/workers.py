@@ -1,0 +1,125 @@
+"""Worker processes: started, watched from outside while they drain a queue, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).parent.parent
+STOP_SECONDS = 40.0
+STALL_SECONDS = 60.0
+POLL_SECONDS = 0.002
+
+
+class Failed(Exception):
+    """A worker ended, or stands still."""
+
+
+class Process:
+    """One worker command, its output kept for the case that it fails."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+        self.popen = popen
+        self._log = log
+
+    def check(self) -> None:
+        """Raise `Failed`, with what it wrote, if it ended by itself and not well."""
+        if self.popen.poll():
+            self._log.seek(0)
+            text = self._log.read().decode(errors="replace")[-2000:]
+            msg = f"a worker ended with {self.popen.returncode}: {text}"
+            raise Failed(msg)
+
+    def memory(self) -> int:
+        """Return the resident bytes of the process and all below it."""
+        words = ["ps", "-A", "-o", "pid=,ppid=,rss="]
+        text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        rows = [tuple(map(int, line.split())) for line in text.splitlines()]
+        family, size = {self.popen.pid}, -1
+        while len(family) != size:
+            size = len(family)
+            family |= {pid for pid, parent, _ in rows if parent in family}
+        return 1024 * sum(rss for pid, _, rss in rows if pid in family)
+
+
+@contextlib.contextmanager
+def taskq_worker(threads: int = 8) -> Iterator[Process]:
+    """Run `taskq worker` with one child process; it drains and ends with the block."""
+    options = ("-p", "1", "-t", str(threads), "-l", "ERROR")
+    with _running("-m", "taskq", "worker", "benchmarks.tasks", *options) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def bare_worker(url: str, base: str, mode: str) -> Iterator[Process]:
+    """Run the prototype: `mode` is `echo`, or the number of threads that drain."""
+    with _running("-m", "benchmarks.prototype", url, base, mode) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def _running(*arguments: str) -> Iterator[Process]:
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    with tempfile.TemporaryFile() as log:
+        popen = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # a Ctrl-C is for us, and we end them
+        )
+        process = Process(popen, log)
+        try:
+            yield process
+            process.check()
+        finally:
+            _stop(popen)
+
+
+def _stop(popen: subprocess.Popen[bytes]) -> None:
+    popen.terminate()
+    try:
+        popen.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        popen.kill()
+        popen.wait()
+
+
+def rate_of_drain(left: Callable[[], int], total: int, process: Process) -> float:
+    """Return messages a second, from the first end that is seen to the last.
+
+    `left()` says how many wait or run. What ended before the first look with an end in
+    it is not counted, nor is the time until then: the start of the process is left out.
+    """
+    last = _next_below(left, total, process)
+    first, begun = last, time.perf_counter()
+    while last:
+        last = _next_below(left, last, process)
+    return first / max(time.perf_counter() - begun, 1e-6)
+
+
+def wait_until_empty(left: Callable[[], int], process: Process) -> None:
+    """Wait until nothing is left, however long it takes while something ends."""
+    last = left()
+    while last:
+        last = _next_below(left, last, process)
+
+
+def _next_below(left: Callable[[], int], last: int, process: Process) -> int:
+    """Wait until fewer than `last` are left; return how many."""
+    deadline = time.monotonic() + STALL_SECONDS
+    while (now := left()) >= last:
+        process.check()
+        if time.monotonic() > deadline:
+            msg = f"{now} messages are left, and none ended for {STALL_SECONDS:.0f} s"
+            raise Failed(msg)
+        time.sleep(POLL_SECONDS)
+    return now

@@ -1,0 +1,1 @@
+"""An example: measure a tree of Python files with taskq."""
