@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -98,12 +99,13 @@ def rate_of_drain(left: Callable[[], int], total: int, process: Process) -> floa
 
     `left()` says how many wait or run. What ended before the first look with an end in
     it is not counted, nor is the time until then: the start of the process is left out.
+    A drain that was over at that look is NaN: too short to be measured.
     """
     last = _next_below(left, total, process)
     first, begun = last, time.perf_counter()
     while last:
         last = _next_below(left, last, process)
-    return first / max(time.perf_counter() - begun, 1e-6)
+    return first / (time.perf_counter() - begun) if first else math.nan
 
 
 def wait_until_empty(left: Callable[[], int], process: Process) -> None:

@@ -177,7 +177,8 @@ def _setting(check: Callable[[str, object], Any], *, default: Any) -> Any:
 class Config:
     """One checked set of values. Durations are float seconds."""
 
-    url: str | None = _setting(_text, default=None)
+    # It may hold a password.
+    url: str | None = dataclasses.field(default=None, repr=False, metadata={"check": _text})
     # The first key signs, all of them verify.
     secret: tuple[str, ...] = dataclasses.field(
         default=(), repr=False, metadata={"check": _secrets}

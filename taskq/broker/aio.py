@@ -105,6 +105,10 @@ class AsyncLine:
             await connection.connect()
         except CLIENT_ERRORS as error:
             raise translate(error, self._endpoint.place, sent=False) from error
+        except BaseException:
+            # Cancelled half way: nobody else knows of this connection.
+            await connection.disconnect(nowait=True)
+            raise
         self._connection = connection
         return connection
 

@@ -10,7 +10,7 @@ import inspect
 import ipaddress
 import threading
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import redis
 import redis.asyncio
@@ -65,7 +65,7 @@ class Endpoint:
     """Where Redis is, and how to connect to it. Opens nothing by itself."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+        parts = _split(url)
         if parts.scheme not in SCHEMES:
             known = ", ".join(scheme + "://" for scheme in SCHEMES)
             # Not the rest of it: a password may stand there.
@@ -126,6 +126,20 @@ class Endpoint:
             fakeredis.FakeRedis(server=server, protocol=2).connection_pool,
             fakeredis.FakeAsyncRedis(server=server, protocol=2).connection_pool,
         )
+
+
+def _split(url: str) -> SplitResult:
+    """Return the parts of a URL; its own text is told to nobody, for the password's sake."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        msg = (
+            "url: host and port cannot be read; in a password, write / # ? @ and : as "
+            "%2F %23 %3F %40 and %3A"
+        )
+        raise ConfigError(msg) from None
+    return parts
 
 
 def _is_local(scheme: str, host: str | None) -> bool:

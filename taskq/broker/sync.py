@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import threading
+import queue
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -111,6 +111,10 @@ class Line:
             connection.connect()
         except CLIENT_ERRORS as error:
             raise translate(error, self._endpoint.place, sent=False) from error
+        except BaseException:
+            # Interrupted half way: nobody else knows of this connection.
+            connection.disconnect()
+            raise
         self._connection = connection
         return connection
 
@@ -140,7 +144,10 @@ class Broker:
     def reset(self) -> None:
         """Begin without connections. After a fork: the parent keeps those it has."""
         self._idle: deque[Line] = deque()
-        self._places = threading.BoundedSemaphore(MOST_LINES)
+        # A token for each line that may be in use. In C: an interrupt loses none.
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(MOST_LINES):
+            self._places.put(None)
 
     def run(self, command: Command[T]) -> T:
         """Run one script call; what broke on the way is tried again until the deadline."""
@@ -197,21 +204,22 @@ class Broker:
 
     @contextlib.contextmanager
     def _line(self) -> Generator[Line, None, None]:
-        with self._places:
-            try:
-                line = self._idle.pop()
-            except IndexError:
-                line = Line(self.endpoint)
-            try:
-                yield line
-            except BrokerError:
-                raise
-            except BaseException:
-                # Perhaps between a request and its reply: the next caller would read that.
-                line.close()
-                raise
-            finally:
-                self._idle.append(line)
+        self._places.get()
+        try:
+            line = self._idle.pop() if self._idle else Line(self.endpoint)
+        except IndexError:  # another thread was quicker
+            line = Line(self.endpoint)
+        try:
+            yield line
+        except BrokerError:
+            raise
+        except BaseException:
+            # Perhaps between a request and its reply: the next caller would read that.
+            line.close()
+            raise
+        finally:
+            self._idle.append(line)
+            self._places.put(None)
 
 
 _brokers: weakref.WeakSet[Broker] = weakref.WeakSet()

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from taskq.cli.look import purge, status
-from taskq.cli.place import Place
+from taskq.cli.place import Place, fail
 from taskq.cli.send import call
 from taskq.cli.server import redis, secret
 from taskq.cli.work import worker
+from taskq.errors import BrokerError, TaskQError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(click.Group):
+    """Says what went wrong in one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb."""
+        try:
+            return super().invoke(ctx)
+        except TaskQError as error:
+            fail(str(error), 1 if isinstance(error, BrokerError) else 2)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-A", "--app", "app", help="The app: module or module:attribute. [$TASKQ_APP]")
 @click.version_option(package_name="taskq-redis", prog_name="taskq")
 @click.pass_context

@@ -13,9 +13,8 @@ from rich.table import Table
 
 from taskq.broker import commands, keys, queries
 from taskq.broker.queries import Survey
-from taskq.cli.place import app_option, fail, open_app, printable
+from taskq.cli.place import app_option, open_app, printable
 from taskq.client.app import TaskQ
-from taskq.errors import BrokerError, TaskQError
 
 
 @click.command()
@@ -27,10 +26,7 @@ def status(context: click.Context, app: str | None, queues: str | None, *, as_js
     """Show what is queued, scheduled and running, and the live workers."""
     opened = open_app(context, app)
     names = queues.split(",") if queues else opened.queues
-    try:
-        surveys = [_survey(opened, name.strip()) for name in names]
-    except TaskQError as error:
-        fail(str(error), 1)
+    surveys = [_survey(opened, name.strip()) for name in names]
     if as_json:
         click.echo(json.dumps(_as_data(opened, surveys), indent=2))
     else:
@@ -50,14 +46,11 @@ def purge(context: click.Context, app: str | None, queue: str, task: str, *, yes
     what = f"all messages of {task} on {queue}" if task else f"all messages on {queue}"
     if not yes:
         click.confirm(f"Throw away {printable(what)} of the app {opened.name}?", abort=True)
+    opened.check_queue(queue)
     base, total, left = keys.base(opened.name, queue), 0, True
-    try:
-        opened.check_queue(queue)
-        while left:
-            count, left = opened.broker.run(commands.purge(base, "purged", task))
-            total += count
-    except TaskQError as error:
-        fail(str(error), 1 if isinstance(error, BrokerError) else 2)
+    while left:
+        count, left = opened.broker.run(commands.purge(base, "purged", task))
+        total += count
     click.echo(f"purged {total} messages")
     opened.close()
 

@@ -10,7 +10,6 @@ import click
 
 from taskq.client.app import TaskQ
 from taskq.client.loader import load_app
-from taskq.errors import TaskQError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,11 +40,8 @@ def named_app(context: click.Context, after: str | None) -> str:
 
 
 def open_app(context: click.Context, after: str | None) -> TaskQ:
-    """Import the app; exit with 2 and one line if that fails."""
-    try:
-        return load_app(named_app(context, after))
-    except TaskQError as error:
-        fail(str(error))
+    """Import the app."""
+    return load_app(named_app(context, after))
 
 
 def fail(reason: str, code: int = 2) -> NoReturn:

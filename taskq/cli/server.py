@@ -8,7 +8,6 @@ import click
 
 from taskq.broker import embedded
 from taskq.cli.place import app_option, fail, open_app
-from taskq.errors import TaskQError
 from taskq.model.signing import new_secret
 
 
@@ -21,14 +20,9 @@ def redis(context: click.Context, app: str | None) -> None:
     config = opened.config
     if config.url and not config.url.startswith("embedded:"):
         fail("this app names a Redis of its own (url= or TASKQ_URL): nothing embedded to run")
-    try:
-        directory = embedded.state_dir(opened.name, config.state_dir, os.environ)
-        binary = embedded.find_binary(config.redis_server, path=True)
-        code = embedded.run_foreground(opened.name, directory, binary, _ready)
-    except TaskQError as error:
-        fail(str(error))
-    else:
-        raise SystemExit(code)
+    directory = embedded.state_dir(opened.name, config.state_dir, os.environ)
+    binary = embedded.find_binary(config.redis_server, path=True)
+    raise SystemExit(embedded.run_foreground(opened.name, directory, binary, _ready))
 
 
 @click.command()

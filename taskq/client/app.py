@@ -188,9 +188,7 @@ class TaskQ:
 
     async def aclose(self) -> None:
         """Close the connections, those of the running event loop included."""
-        abroker = self._abrokers.pop(asyncio.get_running_loop(), None)
-        if abroker is not None:
-            await abroker.close()
+        await self.leave_loop()
         await asyncio.to_thread(self.close)
 
     @property
@@ -268,6 +266,12 @@ class TaskQ:
     def wire_id(self, name: object) -> str:
         """Return the id in Redis of a message: 32 hex digits as they are, else a digest."""
         return name if isinstance(name, str) and WIRE_ID.fullmatch(name) else id_of(self.name, name)
+
+    async def leave_loop(self) -> None:
+        """Close the connections of the running event loop."""
+        abroker = self._abrokers.pop(asyncio.get_running_loop(), None)
+        if abroker is not None:
+            await abroker.close()
 
     def renew_lock(self) -> None:
         """Take a new lock, after a fork."""

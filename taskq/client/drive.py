@@ -85,6 +85,7 @@ def _plan(app: TaskQ, results: list[F], wait: Wait, *, once: bool) -> watch.Step
         msg = "one wait is for the results of one app"
         raise ValueError(msg)
     for one in results:
+        one.look_again()
         if one.settled:
             yield watch.Settled(one)
     rest = [one for one in results if not one.settled]

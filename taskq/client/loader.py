@@ -46,13 +46,11 @@ def _import(name: str) -> ModuleType:
             msg = f"no module named {name!r}: looked in {Path.cwd()} and on sys.path"
             raise ConfigError(msg) from None
         raise ConfigError(_where(name, error)) from error
-    except ConfigError as error:
-        raise ConfigError(_where(name, error)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(_where(name, error)) from error
 
 
-def _where(name: str, error: Exception) -> str:
+def _where(name: str, error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())
     return (

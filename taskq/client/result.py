@@ -16,7 +16,6 @@ from taskq.errors import (
     MessageLost,
     MessageRefused,
     ResultNotStored,
-    ResultTimeout,
 )
 from taskq.model import outcome, serializers
 from taskq.model.outcome import Report
@@ -109,8 +108,6 @@ class Result(Generic[R_co]):
         """Return what `get` would raise, or None; `ResultTimeout` is raised."""
         try:
             self.get(timeout, in_task=in_task)
-        except ResultTimeout:
-            raise
         except BaseException as error:  # noqa: BLE001 - the outcome, handed over
             return self._raised(error)
         return None
@@ -119,8 +116,6 @@ class Result(Generic[R_co]):
         """Return what `aget` would raise, or None; `ResultTimeout` is raised."""
         try:
             await self.aget(timeout)
-        except ResultTimeout:
-            raise
         except BaseException as error:  # noqa: BLE001 - the outcome, handed over
             return self._raised(error)
         return None
@@ -196,6 +191,10 @@ class Result(Generic[R_co]):
         self._last = record.state
         return record.state.terminal
 
+    def look_again(self) -> None:
+        """Forget that Redis did not know the id: it may by now."""
+        self._lost = False
+
     @property
     def settled(self) -> bool:
         """Whether nothing more can come: the outcome was read, or its record is gone."""
@@ -220,7 +219,7 @@ class Result(Generic[R_co]):
             raise ResultNotStored(msg)
 
     def _raised(self, error: BaseException) -> BaseException:
-        """Let pass what is not an outcome: Ctrl-C, a refused call, Redis away."""
+        """Let pass what is not an outcome: a timeout, Ctrl-C, a refused call, Redis away."""
         if self._record is None and not isinstance(error, (MessageLost, ResultNotStored)):
             raise error
         return error

@@ -144,7 +144,7 @@ class Signature(Generic[R_co]):
         queue = options.queue or app.config.default_queue
         name = options.id or message.new_id()
         wire_id = app.wire_id(name)
-        given = name if options.id is not None and wire_id != name else None
+        given = options.id
         expires_ms = options.expires_ms
         one = Message(wire_id, expires_ms, self._envelope(given))
         mark = records.mark_of(self.task) if given else None

@@ -105,7 +105,8 @@ class Subject:
 
     @property
     def _born_ms(self) -> int:
-        return int(self.wire_id[:12], 16) if self.generated else 0
+        is_uuid7 = self.generated and self.wire_id[12] == "7"
+        return int(self.wire_id[:12], 16) if is_uuid7 else 0
 
 
 def words_of(record: Record) -> str:

@@ -41,6 +41,9 @@ class Followed(Protocol):
     @property
     def settled(self) -> bool: ...
 
+    # Begin a new wait.
+    def look_again(self) -> None: ...
+
     # Take the record; return whether it is terminal, or gone.
     def settle(self, raw: bytes | None) -> bool: ...
 

@@ -222,8 +222,9 @@ def _builtin(error: BaseException) -> tuple[str, bytes]:
     if _ALLOWED.get(name) is not type(error):
         return "", b""
     try:
-        args = serializers.dumps(serializers.MSGPACK, error.args)[1]
-    except SerializationError:
+        # Not `args` alone: an OSError keeps its file names apart from them.
+        args = serializers.dumps(serializers.MSGPACK, error.__reduce__()[1])[1]
+    except (SerializationError, TypeError, IndexError):
         return "", b""
     return (name, args) if len(args) <= MAX_TEXT else ("", b"")
 

@@ -46,6 +46,11 @@ class Delivery(msgspec.Struct):
         return self.raw[12:44] + self.seq
 
     @property
+    def key(self) -> tuple[str, bytes]:
+        """What tells it from all others that this child holds."""
+        return self.queue, self.field
+
+    @property
     def claim(self) -> bytes:
         """What an outcome is bound to, besides the id."""
         return self.worker + self.seq
@@ -123,5 +128,7 @@ class Done(msgspec.Struct, frozen=True):
     # For measuring how many messages of the task may be claimed ahead.
     task: str = ""
     duration: float = 0.0
+    # It could not start in time.
+    late: bool = False
     # The message is signed with a key this process does not hold.
     unknown_key: bool = False

@@ -7,6 +7,7 @@ claim no more, wait for what runs, give back what did not end, leave.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -18,6 +19,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from taskq.errors import BrokerError
 from taskq.model import clock
 from taskq.worker.bell import Bell
 from taskq.worker.delivery import Done, take_back
@@ -111,10 +113,14 @@ class Engine:
             self.phase = Phase.QUIET
             self.exchange.quiet = True
             self._give_back(math.inf)
+            # The bell must not take a ring that another worker would answer.
+            self._kick_bell()
 
     def drain(self, seconds: float) -> bool:
         """Wait for what runs, at most so long; return whether all of it ended."""
         self.quiet()
+        if self.phase is Phase.STOPPED:
+            return True
         self.phase = Phase.DRAINING
         deadline = clock.monotonic() + seconds
         with self._moved:
@@ -132,14 +138,16 @@ class Engine:
             return True
         self.quiet()
         self.phase = Phase.STOPPED
+        self.exchange.flush()
         self._executor.closed = True
-        self.exchange.flush(self.exchange.held())
         self._bell.stop()
-        self.exchange.kick(self._bell.own_key)
+        self._kick_bell()
         self.exchange.leave()
         self._attention.set()
         self._threads.stop()
         self._exit_lifespan()
+        with contextlib.suppress(TimeoutError):  # a task keeps the loop to itself
+            self._coroutines.call(self.app.leave_loop(), _JOIN_SECONDS)
         ended = self._coroutines.stop(_JOIN_SECONDS) and self._threads.join(_JOIN_SECONDS)
         self._bell.join(_JOIN_SECONDS)
         if not ended:
@@ -189,12 +197,20 @@ class Engine:
 
     def _after_turn(self) -> None:
         if self._bell.look():
-            self.exchange.kick(self._bell.own_key)
+            self._kick_bell()
         waiting = self._threads.buffer or self._coroutines.buffer
         if waiting or self.exchange.next_turn() != math.inf:
             self._attention.set()
         with self._moved:
             self._moved.notify_all()
+
+    def _kick_bell(self) -> None:
+        """End the bell's blocked call: what it should listen for has changed."""
+        try:
+            self.app.broker.call("LPUSH", self._bell.own_key, "1", within=0.1)
+            self.app.broker.call("PEXPIRE", self._bell.own_key, 5000, within=0.1)
+        except BrokerError as error:
+            log.debug("the bell was not kicked: %s", error)
 
     def _enter_lifespan(self) -> Any:
         if self.app.lifespan is None:

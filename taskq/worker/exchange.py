@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from taskq.broker.commands import Exchanged, Finish, Room
 from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
-from taskq.errors import BrokerError, BrokerUnavailable
+from taskq.errors import BrokerError
 from taskq.model import clock
 from taskq.worker.delivery import Delivery, Done
 from taskq.worker.meter import Meter
@@ -26,6 +26,8 @@ log = logging.getLogger("taskq.worker")
 
 # A queue with messages of an unknown key is asked again after so many seconds.
 UNKNOWN_KEY_SECONDS = 30.0
+# A busy worker does not hear bells: it asks each queue so often of its own accord.
+ASK_SECONDS = 0.1
 _BACKOFF = (0.05, 1.0)
 
 
@@ -70,7 +72,7 @@ class Exchange:
         self._asked = True
         # One exchange at a time. Guards the ports and all below.
         self._lock = threading.Lock()
-        self._held: dict[bytes, Delivery] = {}
+        self._held: dict[tuple[str, bytes], Delivery] = {}
         self._used = {"t": 0, "c": 0}
         self._meter = Meter()
         self._turns = 0
@@ -80,7 +82,7 @@ class Exchange:
         """Let the next turn claim, from these queues or from all."""
         for port in self.ports:
             if queues is None or port.queue in queues:
-                port.hungry = True
+                port.hungry, port.rung = True, queues is not None
         self._asked = True
 
     def lead(self) -> None:
@@ -91,18 +93,24 @@ class Exchange:
         while self._wanted() and self._lock.acquire(blocking=False):
             try:
                 self._turn()
-            except BrokerUnavailable as error:
+            except BrokerError as error:
+                self._back_off(error)
+            except Exception as error:
+                # A defect in one turn must not make the worker deaf to all that follow.
+                log.exception("a turn failed")
                 self._back_off(error)
             finally:
                 self._lock.release()
             self.after_turn()
 
-    def flush(self, give_back: Iterable[Delivery]) -> None:
-        """Send all ends of attempts, and give these messages back uncounted."""
-        # Newest first: the oldest comes to stand at the end that is popped.
-        back = sorted(give_back, key=lambda one: one.seq + one.raw[12:44], reverse=True)
+    def flush(self) -> None:
+        """Send all ends of attempts, and give the rest back uncounted."""
         with self._lock:
-            for delivery in back:
+            for done in self._outbox.take():
+                self._settle(done)
+            held = self._held.values()
+            # Newest first: the oldest comes to stand at the end that is popped.
+            for delivery in sorted(held, key=lambda one: one.seq + one.raw[12:44], reverse=True):
                 self._settle(Done(delivery, Finish("b", delivery.field)))
             try:
                 while len(self._outbox) or any(port.unsent for port in self.ports):
@@ -121,11 +129,6 @@ class Exchange:
                 log.warning("the lease is left to run out: %s", error)
             self._line.close()
         self.enrolled()
-
-    def held(self) -> list[Delivery]:
-        """Return what is claimed and not ended."""
-        with self._lock:
-            return list(self._held.values())
 
     @property
     def holding(self) -> int:
@@ -147,15 +150,6 @@ class Exchange:
     def members(self) -> dict[str, str]:
         """Return this child's id in each queue."""
         return {port.queue: port.worker.decode() for port in self.ports if port.enrolled}
-
-    def kick(self, bell: str) -> None:
-        """Wake this child's own bell: the kinds it should listen for have changed."""
-        with self._lock:
-            try:
-                self._line.call("LPUSH", bell, "1")
-                self._line.call("PEXPIRE", bell, 5000)
-            except BrokerError as error:
-                log.debug("the bell was not kicked: %s", error)
 
     def _wanted(self) -> bool:
         now = clock.monotonic()
@@ -182,15 +176,20 @@ class Exchange:
     def _visit(self, port: Port) -> None:
         now = clock.monotonic()
         if port.due_at <= now:
-            port.hungry, port.due_at = True, math.inf
+            # Even without room: what is due is queued then, and others are rung for.
+            port.rung, port.due_at = True, math.inf
+        if now - port.asked_at > ASK_SECONDS:
+            port.hungry = True
         if not port.enrolled:
             port.enrol(self._line)
             self.enrolled()
         for finish, verdict in port.offer_strays(self._line):
             self._note(finish, verdict)
         room = self._room(port, now)
-        if not port.unsent and (room.empty or not port.hungry):
+        if not port.unsent and not port.rung and (room.empty or not port.hungry):
             return
+        if not room.empty:
+            port.asked_at = now
         answer = port.exchange(self._line, room)
         if answer is not None:
             reply, verdicts = answer
@@ -209,9 +208,9 @@ class Exchange:
             delivery = Delivery(
                 port.queue, port.worker, port.seq, kind, head[1:], raw, reply.now_us, now, lead
             )
-            if delivery.field in self._held:
+            if delivery.key in self._held:
                 continue  # a second copy of the same bytes
-            self._held[delivery.field] = delivery
+            self._held[delivery.key] = delivery
             self._used[kind] += 1
             quick += head[:1] == b"q"
             lots[kind].append(delivery)
@@ -232,12 +231,14 @@ class Exchange:
     def _settle(self, done: Done) -> None:
         """Take an ended attempt off the books, and put it in line to be sent."""
         delivery = done.delivery
-        if self._held.pop(delivery.field, None) is None:
+        if self._held.pop(delivery.key, None) is None:
             return  # given back meanwhile
         self._used[delivery.kind] -= 1
         port = self._by_queue[delivery.queue]
         if done.task:
             self._meter.note(done.task, done.duration)
+        elif done.late:
+            self._meter.doubt()
         if done.unknown_key:
             port.paused_until = clock.monotonic() + UNKNOWN_KEY_SECONDS
         port.add(done.finish, delivery.worker)
@@ -249,7 +250,7 @@ class Exchange:
         elif finish.kind == "y" and self.retrying is not None:
             self.retrying.add(finish.field[:32])
 
-    def _back_off(self, error: BrokerUnavailable) -> None:
+    def _back_off(self, error: Exception) -> None:
         if not self._retry_at:
             log.warning("Redis cannot be reached, trying on: %s", error)
         jitter = 0.5 + secrets.randbelow(500) / 1000

@@ -71,7 +71,7 @@ class Executor:
 
     def release(self, delivery: Delivery) -> Done:
         """Give a message back, uncounted."""
-        return Done(delivery, Finish("b", delivery.field))
+        return Done(delivery, Finish("b", delivery.field), late=True)
 
     def _open(self, delivery: Delivery) -> Attempt | Done:
         """Verify and decode; return the attempt, or why there is none."""

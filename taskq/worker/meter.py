@@ -32,6 +32,10 @@ class Meter:
         elif count % _EVERY == 0 and len(samples) >= _LEAST_SAMPLES:
             self._judge(task, sorted(samples))
 
+    def doubt(self) -> None:
+        """Claim nothing ahead until more was measured: what was quick is not now."""
+        self._ahead.clear()
+
     def caps(self, waiting: int) -> dict[str, int]:
         """Return how many messages of each quick task may come beyond the free slots.
 

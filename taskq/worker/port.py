@@ -53,7 +53,11 @@ class Port:
         self.enrolled = False
         # Whether work may be waiting that was not asked for.
         self.hungry = True
-        # Monotonic instants: claim nothing before; when the next message falls due.
+        # Whether its bell rang, and no exchange has answered: the next one must, even
+        # without room, for then it rings for others.
+        self.rung = False
+        # Monotonic instants: the last claim; claim nothing before; the next due message.
+        self.asked_at = 0.0
         self.paused_until = 0.0
         self.due_at = math.inf
         self._seq = 0
@@ -117,7 +121,7 @@ class Port:
             self._seq += 1
             batch = _first(self._finishes)
             self._pending = (self._command(self.worker, self.seq, batch, room), batch)
-            self.hungry = self.hungry and room.empty
+            self.hungry, self.rung = self.hungry and room.empty, False
         command, finishes = self._pending
         try:
             reply = line.run(command)

@@ -223,9 +223,13 @@ class Supervisor:
             self._children.remove(child)
             if self._maintenance is not None and child.members:
                 self._maintenance.reclaim(list(child.members.items()))
-            if child.failed and self._maintenance is None:
-                self._failed, self._stopping = child.failed, True
-            elif not self._stopping:
+            if self._stopping:
+                continue
+            if self._maintenance is None:
+                # No child has ever served the app: another would not either.
+                unsaid = f"the first child ended {_told(code)} before the app was loaded"
+                self._failed, self._stopping = child.failed or unsaid, True
+            else:
                 self._replace(child, code)
 
     def _replace(self, child: ChildProcess, code: int) -> None:

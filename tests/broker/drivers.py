@@ -32,8 +32,8 @@ class Driver(Protocol):
 class Blocking:
     """`sync.Broker`."""
 
-    def __init__(self, url: str) -> None:
-        self._broker = Broker(Endpoint(url), DEADLINE)
+    def __init__(self, url: str, deadline: float = DEADLINE) -> None:
+        self._broker = Broker(Endpoint(url), deadline)
 
     def run(self, command: Command[T]) -> T:
         return self._broker.run(command)
@@ -51,9 +51,9 @@ class Blocking:
 class Awaited:
     """`aio.AsyncBroker`, on an event loop of its own."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, deadline: float = DEADLINE) -> None:
         self._runner = asyncio.Runner()
-        self._broker = AsyncBroker(Endpoint(url), DEADLINE)
+        self._broker = AsyncBroker(Endpoint(url), deadline)
 
     def run(self, command: Command[T]) -> T:
         return self._runner.run(self._broker.run(command))

@@ -442,6 +442,13 @@ class TestTimer:
         busy.exchange()
         assert free.exchange(threads=1).next_due is not None
 
+    def test_nor_does_who_filled_its_last_slot(self, queue: Queue) -> None:
+        queue.schedule(queue.message(due="+60000"))
+        queue.queued()
+        busy, free = queue.worker(), queue.worker()
+        assert len(busy.claim(1)) == 1
+        assert free.exchange(threads=1).next_due is not None
+
 
 def test_a_full_server_drains(full: FullQueue) -> None:
     names = ("success", "failure", "retry", "release", "refusal")

@@ -8,8 +8,8 @@ from taskq.model.states import State
 from tests.broker.queues import ADD, CRAWL, LEASE_MS, MAIL, TICK_MS, Queue, Worker
 
 
-def look(queue: Queue, id: str) -> Look:
-    return queue.run(queries.look(queue.base, id))
+def look(queue: Queue, id: str, task: str | None = None) -> Look:
+    return queue.run(queries.look(queue.base, id, task))
 
 
 class TestLook:
@@ -19,7 +19,7 @@ class TestLook:
     def test_at_a_queued_message(self, queue: Queue) -> None:
         [id] = queue.queued()
         seen = look(queue, id)
-        assert seen == Look(queue.record(id), b"", None, "")
+        assert seen == Look(queue.record(id), b"", None, "", None)
         assert seen.record is not None
         assert seen.record.state is State.QUEUED
 
@@ -28,6 +28,19 @@ class TestLook:
         queue.schedule(one)
         seen = look(queue, one.message.id)
         assert (seen.message, seen.due_ms, seen.worker) == (one.raw, 4102444800000, "")
+
+    def test_whether_a_worker_knows_its_task(self, queue: Queue) -> None:
+        [queued] = queue.queued()
+        later = queue.message(due="+60000")
+        queue.schedule(later)
+        assert look(queue, queued, ADD).known is False
+        assert look(queue, later.message.id).known is False
+        worker = queue.worker({ADD: "t"})
+        assert look(queue, queued, ADD).known is True
+        assert look(queue, queued).known is None  # of what task it is, nobody said
+        assert look(queue, later.message.id).known is True
+        queue.reclaim(worker)
+        assert look(queue, queued, ADD).known is False
 
     def test_at_a_running_one(self, queue: Queue) -> None:
         one = queue.message(body=b"\x00bytes")
@@ -91,11 +104,14 @@ class TestSurvey:
         assert (seen.name, seen.running) == ("host:1", 3)
         assert 0 < seen.lease_left <= LEASE_MS / 1000
 
-    def test_a_lease_that_ran_out_is_seen(self, queue: Queue) -> None:
+    def test_a_worker_whose_lease_ran_out_is_none(self, queue: Queue) -> None:
         worker = queue.worker()
+        queue.queued()
+        worker.claim()
         queue.call("ZADD", "workers", queue.now_ms - 2000, worker.id)
-        [seen] = queue.survey().workers
-        assert -3 < seen.lease_left <= -2
+        survey = queue.survey()
+        assert survey.workers == []
+        assert survey.tasks[ADD].running == 1  # until it is taken back
 
     def test_what_is_due_is_counted(self, queue: Queue) -> None:
         queue.schedule(*queue.messages(2, due="1"), queue.message(due="+60000"))

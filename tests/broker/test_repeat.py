@@ -14,7 +14,7 @@ import pytest
 from taskq.broker import commands
 from taskq.broker.commands import Finish, Room
 from taskq.model.states import State
-from tests.broker.queues import Queue, Worker, ids
+from tests.broker.queues import ADD, FullQueue, Queue, Worker, ids
 
 End = Callable[[Worker, str], Finish]
 ENDS: dict[str, End] = {
@@ -67,6 +67,13 @@ class TestRepeat:
         worker.exchange(coroutines=1)
         assert [head[:1] for head, _ in worker.again().claimed] == [b"c"]
 
+    def test_tells_quick_tasks_apart_again(self, queue: Queue) -> None:
+        queue.queued(3)
+        worker = queue.worker()
+        first = worker.exchange(threads=1, caps={ADD: 5})
+        assert [head[:1] for head, _ in first.claimed] == [b"q"] * 3
+        assert [head[:1] for head, _ in worker.again().claimed] == [b"q"] * 3
+
     def test_claims_nothing_more(self, queue: Queue) -> None:
         worker = queue.worker()
         worker.claim()
@@ -117,6 +124,30 @@ class TestRepeat:
         assert ids(first) == [id]
         again = worker.again()
         assert (again.verdicts, ids(again)) == (first.verdicts, [id])
+
+
+def test_a_repeat_works_on_a_full_server(full: FullQueue) -> None:
+    """Else what the first one claimed would be held by nobody."""
+    ended, waiting = full.queued(2)
+    worker = full.worker()
+    worker.claim(1)
+    worker.exchange(worker.succeeded(ended), threads=1)
+    full.call("ZADD", "workers", full.now_ms + 1000, worker.id)  # time to renew the lease
+    full.fill()
+    again = worker.again()
+    assert (again.word, again.verdicts, ids(again)) == ("ok", "k", [waiting])
+
+
+@pytest.mark.parametrize("end", ["retry", "release", "refusal"])
+def test_an_end_that_is_lost_works_on_a_full_server(full: FullQueue, end: str) -> None:
+    [id] = full.queued()
+    worker = full.worker()
+    worker.claim()
+    gone = ENDS[end](worker, id)
+    worker.finish(worker.succeeded(id))
+    full.fill()
+    reply = worker.exchange(gone, threads=1)
+    assert (reply.word, reply.verdicts) == ("ok", "k")
 
 
 class TestOlder:

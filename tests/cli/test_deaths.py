@@ -71,9 +71,7 @@ def test_children_do_not_outlive_their_supervisor(
     assert second.stop() == 0
 
 
-def test_a_worker_that_comes_later_takes_over_as_well(
-    shell: Any, app: Any, tmp_path: Path
-) -> None:
+def test_a_worker_that_comes_later_takes_over_as_well(shell: Any, app: Any, tmp_path: Path) -> None:
     first = shell.worker("proj", "-p", "1", "-t", "1", TASKQ_LEASE="1")
     result = app.send_task("proj.hold", (str(tmp_path),))
     until(lambda: started(tmp_path))

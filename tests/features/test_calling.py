@@ -124,7 +124,7 @@ def test_a_producer_without_the_code_sends_by_name(shop: Any, new_app: Any) -> N
     name = shop.add.name
     assert shop.app.send_task(name, args=(2, 3)).get(timeout=5) == 5
     assert shop.app.send_task(name, (2,), {"y": 4}, queue="low").get(timeout=5) == 6
-    with pytest.raises(TypeError, match="countdow.*countdown"):
+    with pytest.raises(TypeError, match=r"countdow.*countdown"):
         shop.app.send_task(name, (2,), countdow=4)
 
 

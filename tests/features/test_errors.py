@@ -86,11 +86,13 @@ def shop(new_app: Any) -> Iterator[Any]:
 
     @app.task(name="throw")
     def throw(name: str) -> None:
-        raise RAISED[name]()
+        raised = RAISED[name]()
+        raise raised
 
     @app.task(name="athrow")
     async def athrow(name: str) -> None:
-        raise RAISED[name]()
+        raised = RAISED[name]()
+        raise raised
 
     @app.task(name="chained")
     def chained() -> None:
@@ -210,7 +212,7 @@ with running_worker(app, drain=1):
 
 
 def test_a_system_exit_inside_a_coroutine_of_a_task_does_not_end_the_worker() -> None:
-    """asyncio lets a SystemExit of any of its tasks out of the loop itself.
+    """Asyncio lets a SystemExit of any of its tasks out of the loop itself.
 
     In a process of its own: where this fails, the loop is left in pieces.
     """
@@ -287,7 +289,8 @@ def test_without_pickle_builtin_exceptions_are_rebuilt_and_others_told(
 
     @app.task
     def throw(name: str) -> None:
-        raise RAISED[name]()
+        raised = RAISED[name]()
+        raise raised
 
     with running_worker(app):
         rich = throw.delay("rich").exception(timeout=5)
@@ -315,7 +318,8 @@ def test_a_class_that_the_caller_cannot_import_is_told(
 
     @app.task
     def throw() -> None:
-        raise Rich("text", {})
+        text = "text"
+        raise Rich(text, {})
 
     with running_worker(app):
         result = throw.delay()

@@ -131,20 +131,17 @@ def test_awaited_gathering_knows_the_same_words(shop: Any, awaited: Any) -> None
     awaited(story(), shop.app)
 
 
-def test_results_of_several_queues_and_apps_can_be_gathered(shop: Any, new_app: Any) -> None:
+def test_results_of_several_queues_can_be_gathered(shop: Any) -> None:
+    results = [shop.square.options(queue="mail").delay(5), shop.square.delay(6)]
+    assert taskq.gather(results, timeout=5) == [25, 36]
+
+
+def test_results_of_several_apps_are_refused_and_not_waited_for_in_the_wrong_place(
+    shop: Any, new_app: Any
+) -> None:
     other: TaskQ = new_app()
-
-    @other.task
-    def elsewhere() -> str:
-        return "elsewhere"
-
-    with running_worker(other):
-        results = [
-            shop.square.options(queue="mail").delay(5),
-            elsewhere.delay(),
-            shop.square.delay(6),
-        ]
-        assert taskq.gather(results, timeout=5) == [25, "elsewhere", 36]
+    with pytest.raises(ValueError, match="one app"):
+        taskq.gather([shop.square.delay(5), other.send_task("nobody")], timeout=5)
 
 
 def test_ten_thousand_results_share_one_connection(new_redis_app: Any, server: Server) -> None:

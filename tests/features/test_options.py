@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -282,7 +281,9 @@ def ttl_of(url: str, app: TaskQ, result: Any) -> float:
         return float(client.pttl(f"tq:{{{app.name}:{result.queue}}}:m:{result.wire_id}")) / 1000
 
 
-@pytest.mark.parametrize(("asked", "least", "most"), [(None, 3590, 3600), (500, 490, 500), (1, 50, 60)])
+@pytest.mark.parametrize(
+    ("asked", "least", "most"), [(None, 3590, 3600), (500, 490, 500), (1, 50, 60)]
+)
 def test_an_outcome_is_kept_as_long_as_asked(
     shop: Any, url: str, redis_url: str, asked: float | None, least: float, most: float
 ) -> None:

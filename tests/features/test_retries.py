@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import time
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_attempts_wait_as_long_as_the_policy_says(app: TaskQ) -> None:
 
     with running_worker(app):
         fail.delay().exception(timeout=5)
-    waits = [b - a for a, b in zip(times, times[1:], strict=False)]
+    waits = [b - a for a, b in itertools.pairwise(times)]
     assert len(waits) == 2
     assert all(0.24 < wait < 0.6 for wait in waits)
 
@@ -247,7 +248,7 @@ def test_at_the_limit_the_given_exception_is_raised(app: TaskQ) -> None:
     @app.task(bind=True, max_retries=1)
     def handling(ctx: Context) -> None:
         try:
-            {}["there"]  # noqa: B018
+            {}["there"]
         except KeyError as error:
             ctx.retry(exc=error, countdown=0)
 

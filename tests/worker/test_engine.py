@@ -126,6 +126,30 @@ def test_an_outcome_that_is_ready_is_not_thrown_away_at_the_end(new_app: Any) ->
     assert runs == [1]
 
 
+def test_who_drains_does_not_take_the_ring_that_is_meant_for_others(
+    new_app: Any, redis_url: str
+) -> None:
+    """In a rolling deploy the message would lie there until somebody looks by himself."""
+    app = new_app(url=redis_url)
+
+    @app.task
+    def work() -> str:
+        return "done"
+
+    engines = [engine_of(app), engine_of(app)]
+    for engine in engines:
+        engine.start()
+        until(lambda engine=engine: engine._bell.listening)
+        let_pass(0.05)
+    engines[0].quiet()
+    started = time.monotonic()
+    assert work.delay().get(timeout=5) == "done"
+    took = time.monotonic() - started
+    for engine in engines:
+        engine.stop()
+    assert took < 0.5
+
+
 def test_a_worker_that_is_refused_for_a_while_goes_on_afterwards(new_app: Any) -> None:
     """A password that is changed under a running fleet is no reason to go deaf."""
     with Server(requirepass="first") as server:

@@ -21,21 +21,15 @@ if #lanes > 1 then
   for _, lane in ipairs(lanes) do call('LLEN', base .. 'ready:' .. lane) end
 end
 
--- What was there before: only the digest of the task tells whose it is.
-local function verdict(record, label)
-  if label == '' or sub(label_of(record), 1, 8) == sub(label, 1, 8) then return 'd' end
-  return 'x'
-end
-
 local verdicts, records, seen, i = {}, {}, {}, 0
 for l, lane in ipairs(lanes) do
   local fresh = {}
   for _ = 1, sizes[l] do
     i = i + 1
     if known[i] then
-      verdicts[i] = verdict(known[i], labels[i])
+      verdicts[i] = verdict_on(known[i], labels[i])
     elseif seen[ids[i]] then
-      verdicts[i] = verdict('Q' .. seen[ids[i]], labels[i])
+      verdicts[i] = verdict_on('Q' .. seen[ids[i]], labels[i])
     else
       verdicts[i], seen[ids[i]] = 'o', labels[i]
       fresh[#fresh + 1] = messages[i]

@@ -12,8 +12,7 @@ for i = 1, #ARGV, 4 do
   local id = sub(message, 13, 44)
   local known = call('GET', base .. 'm:' .. id)
   if known then
-    local same = label == '' or sub(label_of(known), 1, 8) == sub(label, 1, 8)
-    verdicts[#verdicts + 1] = same and 'd' or 'x'
+    verdicts[#verdicts + 1] = verdict_on(known, label)
   else
     due = sub(due, 1, 1) == '+' and now + tonumber(due) or tonumber(due)
     local head = 'S' .. (label == '' and NO_LABEL or label) .. UNCLAIMED

@@ -29,6 +29,7 @@ class CoroutinePool:
         self._run = run
         self._ended = ended
         self.loop = asyncio.new_event_loop()
+        self._stopped = False
         # Keeps the running asyncio tasks alive; the loop itself holds them weakly.
         self._running: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._serve, name="taskq-loop", daemon=True)
@@ -62,7 +63,15 @@ class CoroutinePool:
     async def _one(self, delivery: Delivery) -> None:
         self._ended(await self._run(delivery))
 
+    def _run_loop(self) -> None:
+        try:
+            self.loop.run_forever()
+        except BaseException:
+            # A SystemExit in an asyncio task that a message's task had started.
+            log.exception("something left the event loop of the tasks; it goes on")
+
     def _cancel(self) -> None:
+        self._stopped = True
         for task in self._running:
             task.cancel()
         self.loop.call_soon(self.loop.stop)
@@ -70,7 +79,8 @@ class CoroutinePool:
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            self.loop.run_forever()
+            while not self._stopped:
+                self._run_loop()
             left = asyncio.all_tasks(self.loop)
             for task in left:
                 task.cancel()

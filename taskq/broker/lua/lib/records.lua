@@ -9,7 +9,8 @@
 -- tail   RUNNING, QUEUED: the history. SCHEDULED, RETRYING: lane, history and message.
 --        Terminal (lower case): the signed report, or words.
 local HEAD = 98
-local NO_LABEL = '--------0000000000000'
+local NO_MARK = '--------'
+local NO_LABEL = NO_MARK .. '0000000000000'
 local UNCLAIMED = string.rep('0', 76)
 
 local function is_terminal(record)
@@ -18,6 +19,14 @@ end
 
 local function label_of(record)
   return #record > 1 and sub(record, 2, 22) or NO_LABEL
+end
+
+-- What to say to a message whose id is known: 'd' enqueued already, 'x' by another task.
+-- Only the digest of the task tells; where there is none, the id was generated.
+local function verdict_on(record, label)
+  local mark, known = sub(label, 1, 8), sub(label_of(record), 1, 8)
+  if label == '' or mark == known or known == NO_MARK then return 'd' end
+  return 'x'
 end
 
 -- attempts to seq

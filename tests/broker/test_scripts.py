@@ -1,0 +1,215 @@
+"""The scripts as files: each loads, keeps its header's promise, and leaves no trace in Lua."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from taskq.broker import commands, queries, scripts
+from taskq.broker.commands import Command, Finish, Room
+from tests.broker.drivers import Driver
+from tests.broker.queues import ADD, CRAWL, LEASE_MS, MAIL, TICK_MS, Queue
+
+ALL = scripts.names()
+each_script = pytest.mark.parametrize("name", ALL)
+
+
+def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
+    """Return calls of each script, as the package makes them."""
+    base, worker = queue.base, queue.worker()
+    field = "f" * 32 + "0000000001"
+    finishes = [Finish(kind, field.encode(), b"payload", 60_000) for kind in "sfybr"]
+    one, late = queue.message(), queue.message(MAIL, name="order-42", expires_ms=1)
+    later = [queue.message(task, due="+60000") for task in (ADD, MAIL)]
+
+    def exchange(seq: int, *ends: Finish, **room: Any) -> Command[Any]:
+        return commands.exchange(
+            base, worker.id, b"%010d" % seq, worker.digest, LEASE_MS, ends, Room(**room)
+        )
+
+    return {
+        "enqueue": [
+            commands.enqueue(base, [one]),
+            commands.enqueue(base, [one, late, queue.message(priority=9)]),
+        ],
+        "schedule": [commands.schedule(base, later[:1]), commands.schedule(base, later)],
+        "enrol": [
+            commands.enrol(base, worker.id, LEASE_MS, "name", worker.digest, {}),
+            commands.enrol(base, worker.id, LEASE_MS, "name", worker.digest, worker.kinds),
+        ],
+        "exchange": [
+            exchange(1),
+            exchange(2, threads=3, coroutines=2, caps={ADD: 1, CRAWL: 2}),
+            exchange(3, *finishes),
+            exchange(4, *finishes, threads=1, caps={ADD: 1}),
+            exchange(3),
+        ],
+        "renew": [commands.renew(base, worker.id, LEASE_MS, worker.digest)],
+        "look": [
+            queries.look(base, one.message.id, None),
+            queries.look(base, later[0].message.id, ADD),
+        ],
+        "survey": [queries.survey(base, "default")],
+        "expire": [commands.expire(base, late.message.id)],
+        "forget": [commands.forget(base, one.message.id)],
+        "purge": [commands.purge(base, "reason"), commands.purge(base, "reason", ADD)],
+        "reclaim": [
+            commands.reclaim(base, LEASE_MS, TICK_MS),
+            commands.reclaim(base, LEASE_MS, TICK_MS, worker.id),
+        ],
+    }
+
+
+def test_each_script_is_called_here(queue: Queue) -> None:
+    assert sorted(samples(queue)) == ALL
+
+
+@each_script
+def test_its_arguments_are_as_its_header_says(queue: Queue, name: str) -> None:
+    grammar = Grammar(header(name, "ARGV"))
+    for command in samples(queue)[name]:
+        assert command.script.name == name
+        grammar.check(list(command.arguments))
+
+
+@each_script
+def test_its_one_key_is_the_base(name: str) -> None:
+    """All other keys are made from it, so they share its hash tag."""
+    assert header(name, "KEYS") == "base"
+    text = "".join(code_of(name))
+    assert set(re.findall(r"KEYS\[(.*?)\]", text)) == {"1"}
+
+
+def test_replies_are_as_the_headers_say(driver: Driver, queue: Queue) -> None:
+    for name, calls in samples(queue).items():
+        for command in calls:
+            raw = dataclasses.replace(command, read=lambda reply: reply)
+            promise = header(name, "Returns", whole=True)
+            check_reply(promise, driver.run(raw))
+
+
+def test_the_second_round_finds_lua_as_the_first_left_it(driver: Driver, queue: Queue) -> None:
+    """A global would be there still, or would break all that comes after."""
+    for _ in range(2):
+        for calls in samples(queue).values():
+            for command in calls:
+                driver.run(command)
+
+
+@each_script
+def test_it_writes_no_data_by_a_format(name: str) -> None:
+    """Lua 5.1 ends a string at its first zero byte there, and numbers come out as 1.7e+15."""
+    for line in code_of(name):
+        assert "%s" not in line
+        assert "tostring" not in line
+
+
+@each_script
+def test_it_has_the_pieces_it_needs_and_no_others(name: str) -> None:
+    """A piece that is missing shows as a global; one too many costs time in each call."""
+    own = scripts.source(name)
+    used = re.search(r"^-- use: (.*)$", own, re.MULTILINE)
+    assert used is not None
+    pieces = used.group(1).split()
+    text = scripts.load(name).text
+    for piece in pieces:
+        library = scripts.source(f"lib/{piece}")
+        assert library in text
+        made = re.findall(r"^local (?:function )?(\w+)", library, re.MULTILINE)
+        rest = text.replace(library, "")
+        assert any(re.search(rf"\b{word}\b", rest) for word in made), f"{piece} is not used"
+
+
+@each_script
+def test_it_is_the_same_each_time(name: str) -> None:
+    assert scripts.load(name) is scripts.load(name)
+    assert len(scripts.load(name).sha) == 40
+
+
+def test_a_script_that_redis_forgot_is_loaded_again(driver: Driver, queue: Queue) -> None:
+    one = queue.message()
+    assert queue.enqueue(one) == "o"
+    driver.call("SCRIPT", "FLUSH")
+    assert queue.enqueue(one) == "d"
+    driver.call("SCRIPT", "FLUSH")
+    many = [commands.enqueue(queue.base, [one]), queries.survey(queue.base, "default")]
+    replies = driver.run_many(many)
+    assert replies[0] == "d"
+    assert replies[1].tasks[ADD].queued == 1
+
+
+class Grammar:
+    """The ARGV line of a header: words, `(group)*` for any number, `(group)*word` for so many."""
+
+    def __init__(self, text: str) -> None:
+        self._tokens = re.findall(r"\w+|\(|\)\*\w*", text)
+        self._tree = self._parse()
+
+    def check(self, arguments: Sequence[Any]) -> None:
+        """Fail unless the arguments fit, to the last one."""
+        left = self._match(self._tree, list(arguments), {})
+        assert left == [], f"{len(left)} arguments too many"
+
+    def _parse(self) -> list[Any]:
+        found: list[Any] = []
+        while self._tokens:
+            token = self._tokens.pop(0)
+            if token == "(":
+                found.append(self._parse())
+            elif token.startswith(")"):
+                return [token[2:], *found]
+            else:
+                found.append(token)
+        return found
+
+    def _match(self, tree: list[Any], left: list[Any], seen: dict[str, Any]) -> list[Any]:
+        for part in tree:
+            if isinstance(part, str):
+                assert left, f"no argument is left for {part!r}"
+                seen[part] = left.pop(0)
+            else:
+                times, *group = part
+                count = int(seen[times]) if times else -1
+                while count > 0 or (count < 0 and left):
+                    left = self._match(group, left, seen)
+                    count -= 1
+        return left
+
+
+def header(name: str, word: str, *, whole: bool = False) -> str:
+    """Return what follows a word of a script's header, up to the explanation."""
+    found = re.search(rf"^-- {word}\b *(.*)$", scripts.source(name), re.MULTILINE)
+    assert found is not None
+    return found.group(1) if whole else re.split(r" {3,}", found.group(1))[0].strip()
+
+
+def code_of(name: str) -> list[str]:
+    return [line.partition("--")[0] for line in scripts.load(name).text.splitlines()]
+
+
+def check_reply(promise: str, reply: Any) -> None:
+    """Fail unless a reply has the promised shape, and says one of the promised words."""
+    shape, _, words = promise.partition("    ")
+    named = set(re.findall(r"'(\w+)'", shape))
+    if not shape.startswith("{"):
+        if "one letter a message" in shape:
+            assert set(reply.decode()) <= set(re.findall(r"'(\w)'", shape))
+        else:
+            assert reply.decode() in named
+        return
+    inside = shape[1 : shape.index("}")]
+    fixed, _, repeated = inside.partition("(")
+    count = len(fixed.split())
+    if repeated:
+        assert len(reply) >= count
+        assert (len(reply) - count) % len(repeated.rstrip(")*").split()) == 0
+    else:
+        assert len(reply) == count
+    for at, word in enumerate(fixed.split()):
+        told = re.search(rf"{word}: ((?:'\w+'(?: \| )?)+)", words)
+        if told:
+            assert reply[at].decode() in {*re.findall(r"'(\w+)'", told.group(1)), ""}
