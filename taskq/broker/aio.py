@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError, ResponseError
@@ -22,6 +22,7 @@ from taskq.broker.connection import (
     translate,
 )
 from taskq.errors import BrokerError, BrokerUnavailable
+from taskq.model import clock
 
 T = TypeVar("T")
 
@@ -77,20 +78,13 @@ class AsyncLine:
             reply = await self.call("EVAL", script.text, 1, command.base, *command.arguments)
         return command.read(reply)
 
-    async def run_many(self, commands: Sequence[Command[T]]) -> list[T | BrokerError]:
-        """Run several in one round trip; a refused one leaves its error in its place."""
-        for command in commands:
-            await self.send("EVALSHA", command.script.sha, 1, command.base, *command.arguments)
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                replies.append(await self.receive())
-            except BrokerUnavailable:
-                raise
-            except BrokerError as error:
-                replies.append(error)
-        pairs = zip(commands, replies, strict=True)
-        return [await self._settled(command, reply) for command, reply in pairs]
+    async def begin(self, command: Command[T]) -> None:
+        """Send a script call, the reply to which must be read by `end`."""
+        await self.send("EVALSHA", command.script.sha, 1, command.base, *command.arguments)
+
+    async def end(self, command: Command[T]) -> T:
+        """Return what the first call begun and not ended was answered."""
+        return command.read(await self.receive())
 
     async def close(self) -> None:
         """Drop the connection; the next call opens a new one."""
@@ -120,11 +114,6 @@ class AsyncLine:
             await self.close()  # a demoted or a loading server: look for another one
         return known
 
-    async def _settled(self, command: Command[T], reply: Any) -> T | BrokerError:
-        if isinstance(reply, ScriptMissing):
-            return await self.run(command)
-        return reply if isinstance(reply, BrokerError) else command.read(reply)
-
 
 class AsyncBroker:
     """Runs commands on a few connections of one event loop, again after a broken one."""
@@ -137,30 +126,39 @@ class AsyncBroker:
 
     async def run(self, command: Command[T]) -> T:
         """Run one script call; what broke on the way is tried again until the deadline."""
+        began = clock.monotonic()
         try:
             async with self._line() as line:
                 return await line.run(command)
         except BrokerUnavailable as error:
-            return await self._again(error, lambda line: line.run(command))
+            return await self._again(began, error, lambda line: line.run(command))
 
-    async def run_many(self, commands: Sequence[Command[T]]) -> list[T | BrokerError]:
-        """Run several in one round trip; a refused one leaves its error in its place."""
-        try:
-            async with self._line() as line:
-                return await line.run_many(commands)
-        except BrokerUnavailable as error:
-            return await self._again(error, lambda line: line.run_many(commands))
+    async def run_each(self, commands: Iterable[Command[T]]) -> AsyncIterator[T]:
+        """Run many; the next is made and sent while Redis works at the one before."""
+        rest, sent = iter(commands), deque[Command[T]]()
+        while True:
+            try:
+                async with self._line() as line:
+                    async for reply in _stream(line, rest, sent):
+                        yield reply
+            except (BrokerUnavailable, ScriptMissing):
+                # What was on the way is sent again, one by one: scripts may be repeated.
+                while sent:
+                    yield await self.run(sent.popleft())
+            else:
+                return
 
     async def call(self, *arguments: Any, within: float = math.inf) -> Any:
         """Send one command that may be repeated, and return the reply.
 
         It is tried again for `within` seconds, and no longer than the deadline.
         """
+        began = clock.monotonic()
         try:
             async with self._line() as line:
                 return await line.call(*arguments)
         except BrokerUnavailable as error:
-            return await self._again(error, lambda line: line.call(*arguments), within)
+            return await self._again(began, error, lambda line: line.call(*arguments), within)
 
     async def close(self) -> None:
         """Close the idle connections; the next call opens a new one."""
@@ -169,11 +167,15 @@ class AsyncBroker:
 
     async def _again(
         self,
+        began: float,
         first: BrokerUnavailable,
         ask: Callable[[AsyncLine], Awaitable[T]],
         within: float = math.inf,
     ) -> T:
         interrupted = isinstance(first, Interrupted)
+        left = min(self._deadline, within) - (clock.monotonic() - began)
+        if left <= 0:
+            raise first
 
         async def once() -> T:
             nonlocal interrupted
@@ -185,10 +187,12 @@ class AsyncBroker:
                 raise
 
         try:
-            return await AsyncRetrying(**retrying(min(self._deadline, within)))(once)
+            return await AsyncRetrying(**retrying(left))(once)
         except BrokerError as error:
+            if not interrupted:
+                raise
             # One of the attempts may have been carried out, whatever the last one met.
-            raise Interrupted(str(error)) if interrupted else error from error
+            raise Interrupted(str(error)) from error
 
     @contextlib.asynccontextmanager
     async def _line(self) -> AsyncGenerator[AsyncLine, None]:
@@ -204,3 +208,23 @@ class AsyncBroker:
                 raise
             finally:
                 self._idle.append(line)
+
+
+async def _stream(
+    line: AsyncLine, commands: Iterator[Command[T]], sent: deque[Command[T]]
+) -> AsyncIterator[T]:
+    """Yield the replies, one command ahead; `sent` holds those without a reply."""
+    try:
+        for command in commands:
+            sent.append(command)
+            await line.begin(command)
+            if len(sent) > 1:
+                yield await line.end(sent[0])
+                sent.popleft()
+        while sent:
+            yield await line.end(sent[0])
+            sent.popleft()
+    except BrokerError:
+        # The reply to a later command may still come.
+        await line.close()
+        raise

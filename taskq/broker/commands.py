@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -31,7 +32,7 @@ class Command(Generic[T_co]):
     read: Callable[[Any], T_co]
 
 
-class Outgoing(msgspec.Struct, frozen=True):
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A message on its way to Redis."""
 
     message: Message
@@ -44,7 +45,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     due: str | None = None
 
 
-class Finish(msgspec.Struct, frozen=True):
+class Finish(msgspec.Struct, frozen=True, gc=False):
     """The end of one attempt, in the script's words."""
 
     # 's' or 'f' recorded, 'y' retry, 'b' back, 'r' refused.
@@ -87,21 +88,12 @@ class Exchanged(msgspec.Struct, frozen=True):
 
 
 def enqueue(base: str, outgoing: Sequence[Outgoing]) -> Command[str]:
-    """Queue at most 1,000 messages. Reads as one letter each, in the order of lanes.
-
-    The caller groups them: messages of one lane stand together.
-    """
+    """Queue at most 1,000 messages. Reads as one letter each."""
     arguments: list[Argument] = []
-    at = 0
-    while at < len(outgoing):
-        lane = outgoing[at].lane
-        end = at
-        while end < len(outgoing) and outgoing[end].lane == lane:
-            end += 1
-        arguments += (lane, end - at)
-        for one in outgoing[at:end]:
-            arguments += (one.label, one.raw)
-        at = end
+    for (lane, label), lot in itertools.groupby(outgoing, _lot):
+        messages = [one.raw for one in lot]
+        arguments += (lane, label, len(messages))
+        arguments += messages
     return Command(scripts.load("enqueue"), base, arguments, _text)
 
 
@@ -120,7 +112,7 @@ def send(
 
     At most 1,000 messages and 4 MiB go into one.
     """
-    now = sorted((one for one in outgoing if one.due is None), key=_lane)
+    now = sorted((one for one in outgoing if one.due is None), key=_lot)
     later = [one for one in outgoing if one.due is not None]
     for page in _pages(now):
         yield page, enqueue(base, page)
@@ -206,8 +198,8 @@ def _pages(outgoing: Sequence[Outgoing]) -> Iterable[Sequence[Outgoing]]:
         yield page
 
 
-def _lane(outgoing: Outgoing) -> str:
-    return outgoing.lane
+def _lot(outgoing: Outgoing) -> tuple[str, bytes]:
+    return outgoing.lane, outgoing.label
 
 
 def _text(reply: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import ipaddress
+import re
 import threading
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -20,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    BusyLoadingError,
     ClusterDownError,
     NoPermissionError,
     OutOfMemoryError,
@@ -36,7 +38,11 @@ from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError
 SCHEMES = ("redis", "rediss", "unix", "memory", "embedded")
 SOCKET_TIMEOUT = 5.0
 # Answers that another attempt, on a new connection, may not get.
-_PASSING = ("NOREPLICAS", "BUSY ", "UNBLOCKED", "LOADING", "MASTERDOWN")
+# Before Redis 7, one that a command in a script got stands inside the script's own.
+_PASSING = re.compile(
+    r"(^|: -)(NOREPLICAS|BUSY|UNBLOCKED|LOADING|MASTERDOWN|READONLY|CLUSTERDOWN|TRYAGAIN)\b"
+)
+_FULL = re.compile(r"(^|: -)OOM\b")
 
 # A connection without CLIENT SETINFO opens three times as fast; the word for it changed.
 _ANONYMOUS: dict[str, Any] = (
@@ -154,12 +160,13 @@ def _is_local(scheme: str, host: str | None) -> bool:
 def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:
     """Return what a client error means to us; `sent`: the request may have arrived."""
     words = f"{place}: {type(error).__name__}: {error}"
-    if isinstance(error, OutOfMemoryError) or str(error).startswith("OOM "):
+    if isinstance(error, OutOfMemoryError) or _FULL.search(str(error)):
         return BrokerFull(f"{place}: Redis is at its maxmemory: {error}")
     if isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):
         return BrokerError(f"{place}: {type(error).__name__}: Redis refused user or password")
-    passing = isinstance(error, (ReadOnlyError, ClusterDownError, TryAgainError))
-    if passing or (isinstance(error, ResponseError) and str(error).startswith(_PASSING)):
+    passing = (BusyLoadingError, ReadOnlyError, ClusterDownError, TryAgainError)
+    refused = isinstance(error, ResponseError) and _PASSING.search(str(error))
+    if refused or isinstance(error, passing):
         return BrokerUnavailable(words)
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
         return Interrupted(words) if sent else BrokerUnavailable(words)

@@ -8,7 +8,7 @@ import os
 import queue
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError, ResponseError
@@ -24,6 +24,7 @@ from taskq.broker.connection import (
     translate,
 )
 from taskq.errors import BrokerError, BrokerUnavailable
+from taskq.model import clock
 
 T = TypeVar("T")
 
@@ -83,20 +84,13 @@ class Line:
             reply = self.call("EVAL", script.text, 1, command.base, *command.arguments)
         return command.read(reply)
 
-    def run_many(self, commands: Sequence[Command[T]]) -> list[T | BrokerError]:
-        """Run several in one round trip; a refused one leaves its error in its place."""
-        for command in commands:
-            self.send("EVALSHA", command.script.sha, 1, command.base, *command.arguments)
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                replies.append(self.receive())
-            except BrokerUnavailable:
-                raise
-            except BrokerError as error:
-                replies.append(error)
-        pairs = zip(commands, replies, strict=True)
-        return [self._settled(command, reply) for command, reply in pairs]
+    def begin(self, command: Command[T]) -> None:
+        """Send a script call, the reply to which must be read by `end`."""
+        self.send("EVALSHA", command.script.sha, 1, command.base, *command.arguments)
+
+    def end(self, command: Command[T]) -> T:
+        """Return what the first call begun and not ended was answered."""
+        return command.read(self.receive())
 
     def close(self) -> None:
         """Drop the connection; the next call opens a new one."""
@@ -126,11 +120,6 @@ class Line:
             self.close()  # a demoted or a loading server: look for another one
         return known
 
-    def _settled(self, command: Command[T], reply: Any) -> T | BrokerError:
-        if isinstance(reply, ScriptMissing):
-            return self.run(command)
-        return reply if isinstance(reply, BrokerError) else command.read(reply)
-
 
 class Broker:
     """Runs commands on a few connections, from any thread, again after a broken one."""
@@ -151,30 +140,38 @@ class Broker:
 
     def run(self, command: Command[T]) -> T:
         """Run one script call; what broke on the way is tried again until the deadline."""
+        began = clock.monotonic()
         try:
             with self._line() as line:
                 return line.run(command)
         except BrokerUnavailable as error:
-            return self._again(error, lambda line: line.run(command))
+            return self._again(began, error, lambda line: line.run(command))
 
-    def run_many(self, commands: Sequence[Command[T]]) -> list[T | BrokerError]:
-        """Run several in one round trip; a refused one leaves its error in its place."""
-        try:
-            with self._line() as line:
-                return line.run_many(commands)
-        except BrokerUnavailable as error:
-            return self._again(error, lambda line: line.run_many(commands))
+    def run_each(self, commands: Iterable[Command[T]]) -> Iterator[T]:
+        """Run many; the next is made and sent while Redis works at the one before."""
+        rest, sent = iter(commands), deque[Command[T]]()
+        while True:
+            try:
+                with self._line() as line:
+                    yield from _stream(line, rest, sent)
+            except (BrokerUnavailable, ScriptMissing):
+                # What was on the way is sent again, one by one: scripts may be repeated.
+                while sent:
+                    yield self.run(sent.popleft())
+            else:
+                return
 
     def call(self, *arguments: Any, within: float = math.inf) -> Any:
         """Send one command that may be repeated, and return the reply.
 
         It is tried again for `within` seconds, and no longer than the deadline.
         """
+        began = clock.monotonic()
         try:
             with self._line() as line:
                 return line.call(*arguments)
         except BrokerUnavailable as error:
-            return self._again(error, lambda line: line.call(*arguments), within)
+            return self._again(began, error, lambda line: line.call(*arguments), within)
 
     def close(self) -> None:
         """Close the idle connections; the next call opens a new one."""
@@ -183,9 +180,16 @@ class Broker:
                 self._idle.pop().close()
 
     def _again(
-        self, first: BrokerUnavailable, ask: Callable[[Line], T], within: float = math.inf
+        self,
+        began: float,
+        first: BrokerUnavailable,
+        ask: Callable[[Line], T],
+        within: float = math.inf,
     ) -> T:
         interrupted = isinstance(first, Interrupted)
+        left = min(self._deadline, within) - (clock.monotonic() - began)
+        if left <= 0:
+            raise first
 
         def once() -> T:
             nonlocal interrupted
@@ -197,10 +201,12 @@ class Broker:
                 raise
 
         try:
-            return Retrying(**retrying(min(self._deadline, within)))(once)
+            return Retrying(**retrying(left))(once)
         except BrokerError as error:
+            if not interrupted:
+                raise
             # One of the attempts may have been carried out, whatever the last one met.
-            raise Interrupted(str(error)) if interrupted else error from error
+            raise Interrupted(str(error)) from error
 
     @contextlib.contextmanager
     def _line(self) -> Generator[Line, None, None]:
@@ -220,6 +226,24 @@ class Broker:
         finally:
             self._idle.append(line)
             self._places.put(None)
+
+
+def _stream(line: Line, commands: Iterator[Command[T]], sent: deque[Command[T]]) -> Iterator[T]:
+    """Yield the replies, one command ahead; `sent` holds those without a reply."""
+    try:
+        for command in commands:
+            sent.append(command)
+            line.begin(command)
+            if len(sent) > 1:
+                yield line.end(sent[0])
+                sent.popleft()
+        while sent:
+            yield line.end(sent[0])
+            sent.popleft()
+    except BrokerError:
+        # The reply to a later command may still come.
+        line.close()
+        raise
 
 
 _brokers: weakref.WeakSet[Broker] = weakref.WeakSet()

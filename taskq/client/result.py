@@ -39,12 +39,13 @@ class Result(Generic[R_co]):
         name: str,
         queue: str,
         *,
+        wire_id: str | None = None,
         task: str | None = None,
         stored: bool = True,
     ) -> None:
         self.app_name = app.name
         self.queue = queue
-        self.wire_id = app.wire_id(name)
+        self.wire_id = wire_id or app.wire_id(name)
         self.app = app
         self._name = name
         self._task = task

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
 
 from taskq.broker import commands, keys
 from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Interrupted
+from taskq.client.mould import Mould, Written
 from taskq.client.result import Result
 from taskq.client.signature import Signature
 from taskq.errors import BrokerError, ConfigError, DuplicateMessage, EnqueueUncertain
@@ -45,79 +49,113 @@ async def asend(app: TaskQ, signature: Signature[T]) -> Result[T]:
 def send_many(app: TaskQ, calls: Iterable[Signature[T]]) -> list[Result[T]]:
     """Send many messages, a page in a round trip; all are checked before the first."""
     batch = _Batch(app, calls)
-    for page, command in batch.pages():
-        try:
-            batch.accept(page, app.broker.run(command))
-        except BrokerError as error:
-            raise batch.torn(error, page) from error
+    try:
+        for verdicts in app.broker.run_each(batch.commands()):
+            batch.accept(verdicts)
+    except BrokerError as error:
+        raise batch.torn(error) from error
     return batch.results()
 
 
 async def asend_many(app: TaskQ, calls: Iterable[Signature[T]]) -> list[Result[T]]:
     """Send many messages; as `send_many`, awaited."""
     batch = _Batch(app, calls)
-    for page, command in batch.pages():
-        try:
-            batch.accept(page, await app.abroker().run(command))
-        except BrokerError as error:
-            raise batch.torn(error, page) from error
+    try:
+        async for verdicts in app.abroker().run_each(batch.commands()):
+            batch.accept(verdicts)
+    except BrokerError as error:
+        raise batch.torn(error) from error
     return batch.results()
 
 
+class _Entry(msgspec.Struct, Generic[T]):
+    """One call of a batch, on its way."""
+
+    call: Signature[T]
+    mould: Mould
+    written: Written
+    outgoing: Outgoing | None = None
+    verdict: str = ""
+
+    def cast(self) -> Outgoing:
+        """Return the signed message; it is made once."""
+        if self.outgoing is None:
+            self.outgoing = self.mould.cast(self.written)
+        return self.outgoing
+
+
 class _Batch(Generic[T]):
-    """Many messages on their way, in the order in which they were given."""
+    """Many messages on their way, in the order in which they were given.
+
+    All are written, and so checked, at first; they are signed page by page, while Redis
+    works at the page before.
+    """
 
     def __init__(self, app: TaskQ, calls: Iterable[Signature[T]]) -> None:
         self._app = app
-        self._calls = list(calls)
-        for signature in self._calls:
-            _check_app(app, signature)
-        self._outgoing = [signature.outgoing() for signature in self._calls]
-        self._verdicts: dict[int, str] = {}
+        self._entries = list(self._written(calls))
+        # Those on the way, page by page.
+        self._pages: deque[list[_Entry[T]]] = deque()
 
-    def pages(self) -> Iterable[tuple[Sequence[Outgoing], Command[str]]]:
+    def commands(self) -> Iterator[Command[str]]:
         """Return the commands that send them, queue by queue."""
-        queues: dict[str, list[Outgoing]] = {}
-        for signature, one in zip(self._calls, self._outgoing, strict=True):
-            queues.setdefault(_queue_of(signature), []).append(one)
-        for queue, group in queues.items():
-            yield from commands.send(keys.base(self._app.name, queue), group)
+        queues: dict[str, list[_Entry[T]]] = {}
+        for entry in self._entries:
+            queues.setdefault(entry.mould.base, []).append(entry)
+        for base, entries in queues.items():
+            for at in range(0, len(entries), commands.MOST_MESSAGES):
+                by_message = {
+                    id(one.cast()): one for one in entries[at : at + commands.MOST_MESSAGES]
+                }
+                outgoing = [one.cast() for one in by_message.values()]
+                for page, command in commands.send(base, outgoing):
+                    self._pages.append([by_message[id(one)] for one in page])
+                    yield command
 
-    def accept(self, page: Sequence[Outgoing], verdicts: str) -> None:
-        """Note what Redis said to a page."""
-        self._verdicts.update(zip(map(id, page), verdicts, strict=True))
+    def accept(self, verdicts: str) -> None:
+        """Note what Redis said to the page that was sent first."""
+        for entry, verdict in zip(self._pages.popleft(), verdicts, strict=True):
+            entry.verdict = verdict
 
     def results(self) -> list[Result[T]]:
         """Return the handles, in the order of the calls."""
-        for call, one in self._pairs:
-            if self._verdicts[id(one)] == REFUSED:
-                raise self._with_parts(_duplicate(call, one))
-        return [_result(self._app, call, one) for call, one in self._pairs]
+        for entry in self._entries:
+            if entry.verdict == REFUSED:
+                raise self._with_parts(_duplicate(entry.call, entry.cast()))
+        return [_result(self._app, entry.call, entry.cast()) for entry in self._entries]
 
-    def torn(self, error: BrokerError, page: Sequence[Outgoing]) -> BrokerError:
+    def torn(self, error: BrokerError) -> BrokerError:
         """Return the error that befell a page, with what was sent and what was not."""
         if isinstance(error, Interrupted):
-            at = next(at for at, one in enumerate(self._outgoing) if one is page[0])
-            error = _uncertain(error, self._calls[at], page[0])
+            first = self._pages[0][0]
+            error = _uncertain(error, first.call, first.cast())
         return self._with_parts(error)
 
-    @property
-    def _pairs(self) -> Iterable[tuple[Signature[T], Outgoing]]:
-        return zip(self._calls, self._outgoing, strict=True)
+    def _written(self, calls: Iterable[Signature[T]]) -> Iterable[_Entry[T]]:
+        moulds: dict[tuple[int, str, int], Mould] = {}
+        for call in calls:
+            kind = (id(call.app), call.task, id(call.options))
+            mould = moulds.get(kind)
+            if mould is None:
+                _check_app(self._app, call)
+                mould = moulds[kind] = Mould(self._app, call.task, call.options)
+            yield _Entry(call, mould, mould.write(call.args, call.kwargs))
 
     def _with_parts(self, error: E) -> E:
-        sent = {name for name, verdict in self._verdicts.items() if verdict != REFUSED}
-        error.sent = [_result(self._app, call, one) for call, one in self._pairs if id(one) in sent]
-        error.unsent = [call.fixed(one) for call, one in self._pairs if id(one) not in sent]
+        parts: tuple[list[_Entry[T]], list[_Entry[T]]] = ([], [])
+        for entry in self._entries:
+            parts[entry.verdict in ("", REFUSED)].append(entry)
+        error.sent = [_result(self._app, entry.call, entry.cast()) for entry in parts[0]]
+        error.unsent = [entry.call.fixed(entry.cast()) for entry in parts[1]]
         return error
 
 
 def _command(app: TaskQ, signature: Signature[Any]) -> tuple[Outgoing, Command[str]]:
     _check_app(app, signature)
-    one = signature.outgoing()
-    base = keys.base(app.name, _queue_of(signature))
+    mould = Mould(app, signature.task, signature.options)
+    one = mould.cast(mould.write(signature.args, signature.kwargs))
     build = commands.enqueue if one.due is None else commands.schedule
-    return one, build(base, (one,))
+    return one, build(mould.base, (one,))
 
 
 def _accepted(app: TaskQ, signature: Signature[T], one: Outgoing, verdict: str) -> Result[T]:
@@ -133,14 +171,20 @@ def _duplicate(signature: Signature[Any], one: Outgoing) -> DuplicateMessage:
 
 
 def _result(app: TaskQ, signature: Signature[T], one: Outgoing) -> Result[T]:
-    name = one.message.envelope.name or one.message.id
-    stored = not one.message.envelope.ignore_result
-    return Result(app, name, _queue_of(signature), task=signature.task, stored=stored)
+    message = one.message
+    return Result(
+        app,
+        message.envelope.name or message.id,
+        signature.queue,
+        wire_id=message.id,
+        task=signature.task,
+        stored=not message.envelope.ignore_result,
+    )
 
 
 def _uncertain(error: Interrupted, signature: Signature[Any], one: Outgoing) -> EnqueueUncertain:
     name = one.message.envelope.name or one.message.id
-    address = keys.address(name, _queue_of(signature))
+    address = keys.address(name, signature.queue)
     msg = (
         f"{error}; Redis may or may not have accepted {signature.task} {address}: enqueueing it "
         f"again with options(id={name!r}) is safe"
@@ -152,7 +196,3 @@ def _check_app(app: TaskQ, signature: Signature[Any]) -> None:
     if signature.app is not app:
         msg = f"{signature.task} is of the app {signature.app.name!r}: send it by that one"
         raise ConfigError(msg)
-
-
-def _queue_of(signature: Signature[Any]) -> str:
-    return signature.options.queue or signature.app.config.default_queue

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 import msgspec
 
-from taskq.broker import keys, records
 from taskq.broker.commands import Outgoing
 from taskq.config import SERIALIZERS, Seconds, check_name, nearest, seconds
-from taskq.errors import ConfigError, MessageTooLarge, SerializationError
-from taskq.model import clock, message, serializers
-from taskq.model.message import Envelope, Message
+from taskq.errors import ConfigError
+from taskq.model import clock, message
 from taskq.model.retry import MAX_DELAY, aware
-from taskq.model.signing import Domain
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
@@ -121,8 +118,7 @@ class Options:
         return clock.now_ms() + round(seconds("expires", self.expires) * 1000)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Signature(Generic[R_co]):
+class Signature(msgspec.Struct, Generic[R_co], frozen=True):
     """A message not yet sent; `app.enqueue_many` sends many. Made by `task.s(…)`."""
 
     app: TaskQ
@@ -130,82 +126,17 @@ class Signature(Generic[R_co]):
     task: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    options: Options = dataclasses.field(default_factory=Options)
+    options: Options = msgspec.field(default_factory=Options)
 
-    def outgoing(self) -> Outgoing:
-        """Return the signed message, ready to be sent.
-
-        Raises:
-            SerializationError: an argument cannot be written; the text names it.
-            MessageTooLarge: it is over `max_message_bytes`.
-
-        """
-        app, options = self.app, self.options
-        queue = options.queue or app.config.default_queue
-        name = options.id or message.new_id()
-        wire_id = app.wire_id(name)
-        given = options.id
-        expires_ms = options.expires_ms
-        one = Message(wire_id, expires_ms, self._envelope(given))
-        mark = records.mark_of(self.task) if given else None
-        priority = keys.DEFAULT_PRIORITY if options.priority is None else options.priority
-        return Outgoing(
-            one,
-            self._encoded(one, queue),
-            keys.lane(self.task, priority),
-            records.label(mark, expires_ms),
-            options.due,
-        )
+    @property
+    def queue(self) -> str:
+        """The queue it goes to."""
+        return self.options.queue or self.app.config.default_queue
 
     def fixed(self, one: Outgoing) -> Signature[R_co]:
         """Return this signature under the id it was sent with: to send it again is safe."""
         name = one.message.envelope.name or one.message.id
-        return dataclasses.replace(self, options=dataclasses.replace(self.options, id=name))
-
-    def _envelope(self, name: str | None) -> Envelope:
-        serializer, body = self._body()
-        ttl, headers = self.options.result_ttl, self.options.headers
-        return Envelope(
-            task=self.task,
-            enqueued_ms=clock.now_ms(),
-            serializer=serializer,
-            body=body,
-            name=name,
-            ignore_result=self.options.ignore_result,
-            result_ttl_ms=None if ttl is None else round(seconds("result_ttl", ttl) * 1000),
-            headers=dict(headers) if headers else None,
-        )
-
-    def _encoded(self, one: Message, queue: str) -> bytes:
-        raw = message.encode(one, self.app.seal(Domain.MESSAGE, queue))
-        most = self.app.config.max_message_bytes
-        if len(raw) > most:
-            msg = (
-                f"{self.task}: the message has {len(raw):,} bytes, over max_message_bytes="
-                f"{most:,}; store the data elsewhere and send where"
-            )
-            raise MessageTooLarge(msg)
-        return raw
-
-    def _body(self) -> tuple[str, bytes]:
-        serializer = self.options.serializer or self.app.config.serializer
-        try:
-            return serializers.dumps(serializer, (self.args, self.kwargs))
-        except SerializationError as error:
-            raise self._culprit(serializer, error) from error
-
-    def _culprit(self, serializer: str, error: SerializationError) -> SerializationError:
-        """Return the error that names the argument at fault."""
-        task = self.app.tasks.get(self.task)
-        names = task.parameters.names if task else ()
-        numbers = (f"number {at}" for at in range(len(names) + 1, len(self.args) + 1))
-        named = zip((*map(repr, names), *numbers), self.args, strict=False)
-        for name, value in (*named, *((repr(k), v) for k, v in self.kwargs.items())):
-            try:
-                serializers.dumps(serializer, value)
-            except SerializationError as cause:
-                return SerializationError(f"{self.task}: argument {name}: {cause}")
-        return SerializationError(f"{self.task}: {error}")
+        return msgspec.structs.replace(self, options=dataclasses.replace(self.options, id=name))
 
 
 def check_known(kind: str, given: Iterable[str], known: Mapping[str, object]) -> None:

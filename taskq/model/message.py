@@ -25,6 +25,8 @@ HEADER_BYTES = 57
 BODY_AT = 73
 ID_BYTES = 32
 NEVER = b"0" * 13
+# The digit that begins with the bits 10, as RFC 9562 wants it, for any digit.
+_VARIANTS = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
 
 WIRE_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -33,7 +35,7 @@ class Refused(Exception):
     """Bytes that are not a message for this queue; the text says why."""
 
 
-class Envelope(msgspec.Struct, array_like=True, frozen=True):
+class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a worker needs to run a call. New fields go to the end, with a default."""
 
     task: str
@@ -51,7 +53,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     headers: dict[str, Any] | None = None
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """An envelope with the two fields of the header that Lua reads."""
 
     # 32 lowercase hex digits.
@@ -67,10 +69,9 @@ _decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
 
 def new_id() -> str:
     """Return a new UUIDv7 (RFC 9562 section 5.7) as 32 hex digits: ordered by time."""
-    value = (clock.now_ms() << 80) | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) | (0x7 << 76)
-    value = value & ~(0x3 << 62) | (0x2 << 62)
-    return f"{value:032x}"
+    random = os.urandom(10).hex()
+    variant = _VARIANTS[random[3]]
+    return f"{clock.now_ms():012x}7{random[:3]}{variant}{random[4:19]}"
 
 
 def check_name(name: object) -> str:
@@ -93,12 +94,9 @@ def id_of(app: str, name: object) -> str:
 def encode(message: Message, seal: Seal) -> bytes:
     """Return the signed bytes of a message."""
     body = _encode_envelope(message.envelope)
-    header = b"TQ1%b%b%b%013d" % (
-        seal.algorithm(len(body)),
-        seal.key_id,
-        message.id.encode(),
-        message.expires_ms,
-    )
+    expires = b"%013d" % message.expires_ms if message.expires_ms else NEVER
+    algorithm = seal.algorithm(len(body))
+    header = b"TQ1" + algorithm + seal.key_id + message.id.encode() + expires
     return header + seal.tag(header, body) + body
 
 

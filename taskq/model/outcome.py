@@ -25,7 +25,7 @@ SHORT_TEXT = 200
 _PREFIX_BYTES = 1 + len(NO_KEY_ID) + TAG_BYTES
 
 
-class AttemptError(msgspec.Struct, array_like=True, frozen=True):
+class AttemptError(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """How one attempt failed, in a line."""
 
     attempt: int
@@ -35,7 +35,7 @@ class AttemptError(msgspec.Struct, array_like=True, frozen=True):
     text: str
 
 
-class History(msgspec.Struct, array_like=True, frozen=True):
+class History(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a retrying message remembers of its earlier attempts."""
 
     first_started_ms: int
@@ -45,7 +45,7 @@ class History(msgspec.Struct, array_like=True, frozen=True):
     errors: tuple[AttemptError, ...] = ()
 
 
-class Failure(msgspec.Struct, array_like=True, frozen=True):
+class Failure(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """An exception as data, and its pickle where it survives one."""
 
     type: str
@@ -59,7 +59,7 @@ class Failure(msgspec.Struct, array_like=True, frozen=True):
     args: bytes = b""
 
 
-class Report(msgspec.Struct, array_like=True, frozen=True):
+class Report(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The recorded outcome of a message. Instants are milliseconds by Redis's clock."""
 
     task: str
@@ -77,14 +77,14 @@ class Report(msgspec.Struct, array_like=True, frozen=True):
     name: str | None = None
 
 
-class Finished(msgspec.Struct, frozen=True):
+class Finished(msgspec.Struct, frozen=True, gc=False):
     """The attempt was the last one."""
 
     report: Report
     ttl_ms: int
 
 
-class RetryIn(msgspec.Struct, frozen=True):
+class RetryIn(msgspec.Struct, frozen=True, gc=False):
     """The attempt failed; another one is due."""
 
     delay_ms: int

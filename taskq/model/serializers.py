@@ -19,9 +19,9 @@ PICKLE, JSON, MSGPACK = "pickle", "json", "msgpack"
 BY_VALUE = f"cloudpickle-{sys.version_info[0]}.{sys.version_info[1]}"
 
 _PROTOCOL = 5
-# A class or function of a script is pickled by reference under these names, and the
-# worker's own `__main__` is another program: those go by value.
-_SCRIPT_NAMES = (b"__main__", b"__mp_main__")
+# A class or function of a script is pickled by reference to `__main__` or `__mp_main__`,
+# and the worker's own `__main__` is another program: those go by value.
+_SCRIPT = b"main__"
 
 _json_encode = msgspec.json.Encoder().encode
 _json_decode = msgspec.json.Decoder().decode
@@ -73,7 +73,7 @@ def _pickle(value: Any) -> tuple[str, bytes]:
             data = pickle.dumps(value, _PROTOCOL)
         except Exception:  # noqa: BLE001 - a lambda, a closure, a local class: by value
             return _pickle_by_value(value)
-        if not any(name in data for name in _SCRIPT_NAMES):
+        if _SCRIPT not in data:
             return PICKLE, data
     return _pickle_by_value(value)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from taskq.client.task import Task
 
 
-class Delivery(msgspec.Struct):
+class Delivery(msgspec.Struct, gc=False):
     """One message as the exchange hands it out: bytes, not yet verified."""
 
     queue: str
@@ -120,7 +120,7 @@ def take_back(buffer: deque[Delivery], claimed_before: float = math.inf) -> list
     return taken
 
 
-class Done(msgspec.Struct, frozen=True):
+class Done(msgspec.Struct, frozen=True, gc=False):
     """An ended attempt, ready to be sent."""
 
     delivery: Delivery

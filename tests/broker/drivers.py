@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from taskq.broker.aio import AsyncBroker
@@ -39,13 +39,17 @@ class Blocking:
         return self._broker.run(command)
 
     def run_many(self, commands: Sequence[Command[T]]) -> list[Any]:
-        return self._broker.run_many(commands)
+        return list(self._broker.run_each(commands))
 
     def call(self, *arguments: Any) -> Any:
         return self._broker.call(*arguments)
 
     def close(self) -> None:
         self._broker.close()
+
+
+async def _all(replies: AsyncIterator[T]) -> list[T]:
+    return [reply async for reply in replies]
 
 
 class Awaited:
@@ -59,7 +63,7 @@ class Awaited:
         return self._runner.run(self._broker.run(command))
 
     def run_many(self, commands: Sequence[Command[T]]) -> list[Any]:
-        return self._runner.run(self._broker.run_many(commands))
+        return self._runner.run(_all(self._broker.run_each(commands)))
 
     def call(self, *arguments: Any) -> Any:
         return self._runner.run(self._broker.call(*arguments))

@@ -58,13 +58,20 @@ class Proxy:
                 self.count += 1
                 server = socket.create_connection((HOST, self._port))
                 self._sockets += (client, server)
-                self._start(self._pass_on, client, server, False)
-                self._start(self._pass_on, server, client, True)
+                self._start(self._pass_on, client, server)
+                self._start(self._pass_back, server, client)
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket, replies: bool) -> None:
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                if replies and self.cut_at_reply:
+                sink.sendall(data)
+        _end(source)
+        _end(sink)
+
+    def _pass_back(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if self.cut_at_reply:
                     self.refuse()
                     break
                 sink.sendall(data)

@@ -29,9 +29,17 @@ ADD, MAIL, CRAWL = "t.add", "t.mail", "t.crawl"
 # What most workers here know: two tasks for threads, one for coroutines.
 KINDS = {ADD: "t", MAIL: "t", CRAWL: "c"}
 HEX = set("0123456789abcdef")
-PTTLS = """
+# All keys of a queue with what is in them, in one call: name, type, TTL, content.
+DUMP = """
+local read = {string = 'GET', hash = 'HGETALL'}
 local out = {}
-for i, key in ipairs(ARGV) do out[i] = redis.call('PTTL', key) end
+for i, key in ipairs(redis.call('KEYS', ARGV[1])) do
+  local kind, content = redis.call('TYPE', key).ok, ''
+  if read[kind] then content = redis.call(read[kind], key) end
+  if kind == 'list' then content = redis.call('LRANGE', key, 0, -1) end
+  if kind == 'zset' then content = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES') end
+  out[i] = {string.sub(key, #KEYS[1] + 1), kind, redis.call('PTTL', key), content}
+end
 return out
 """
 
@@ -39,14 +47,10 @@ return out
 class Queue:
     """One queue of one app, through one driver."""
 
-    def __init__(
-        self, driver: Driver, url: str, app: str, name: str = "default"
-    ) -> None:
+    def __init__(self, driver: Driver, url: str, app: str, name: str = "default") -> None:
         self.url, self.app, self.name = url, app, name
         self.base = keys.base(app, name)
-        self.seal = Keyring(["a secret of the tests, long enough"]).seal(
-            Domain.MESSAGE, app, name
-        )
+        self.seal = Keyring(["a secret of the tests, long enough"]).seal(Domain.MESSAGE, app, name)
         self._driver = driver
         self._lines: list[Line] = []
 
@@ -61,6 +65,10 @@ class Queue:
     def call(self, word: str, key: str, *rest: Any) -> Any:
         """Send a plain command on one key of the queue."""
         return self._driver.call(word, self.base + key, *rest)
+
+    def evaluate(self, text: str, *arguments: Any) -> Any:
+        """Run a script of the test's own; it gets the base as KEYS[1]."""
+        return self._driver.call("EVAL", text, 1, self.base, *arguments)
 
     @property
     def now_ms(self) -> int:
@@ -180,28 +188,24 @@ class Queue:
 
     def pass_a_day(self) -> None:
         """Take away what Redis would have forgotten after a day of silence."""
-        for key in self.keys():
-            if 0 <= self.call("PTTL", key) <= DAY_MS:
-                self.call("DEL", key)
+        for name, (_, ttl, _) in self.dump().items():
+            if 0 <= ttl <= DAY_MS:
+                self.call("DEL", name)
 
     def clear(self) -> None:
         """Leave nothing behind on a server that many tests share."""
         if names := self.keys():
             self._driver.call("DEL", *(self.base + name for name in names))
 
+    def dump(self) -> dict[str, tuple[bytes, int, Any]]:
+        """Return all there is: name → type, milliseconds left, content."""
+        rows = self.evaluate(DUMP, self.base + "*")
+        return {name.decode(): (kind, int(ttl), content) for name, kind, ttl, content in rows}
+
     def records(self) -> dict[str, tuple[bytes, int]]:
         """Return all records, each with the milliseconds it has left."""
-        ids = [name[2:] for name in self.keys() if name.startswith("m:")]
-        found = [self.base + "m:" + id for id in ids]
-        if not found:
-            return {}
-        raws = self._driver.call("MGET", *found)
-        ttls = self._driver.call("EVAL", PTTLS, 1, self.base, *found)
-        return {
-            id: (raw, int(ttl))
-            for id, raw, ttl in zip(ids, raws, ttls, strict=True)
-            if raw is not None
-        }
+        rows = self.dump().items()
+        return {name[2:]: (raw, ttl) for name, (_, ttl, raw) in rows if name.startswith("m:")}
 
     def audit(self) -> None:
         """Check the books: each message has one place, and a record that says so."""
@@ -235,15 +239,11 @@ class Worker:
 
     def enrol(self) -> str:
         return self.queue.run(
-            commands.enrol(
-                self.queue.base, self.id, LEASE_MS, "host:1", self.digest, self.kinds
-            )
+            commands.enrol(self.queue.base, self.id, LEASE_MS, "host:1", self.digest, self.kinds)
         )
 
     def renew(self, lease_ms: int = LEASE_MS) -> str:
-        return self.queue.run(
-            commands.renew(self.queue.base, self.id, lease_ms, self.digest)
-        )
+        return self.queue.run(commands.renew(self.queue.base, self.id, lease_ms, self.digest))
 
     def command(self, seq: int, finishes: Sequence[Finish], room: Room) -> Command[Exchanged]:
         return commands.exchange(
@@ -317,19 +317,25 @@ class Audit:
     """
 
     def __init__(self, queue: Queue) -> None:
-        self.queue = queue
+        found = queue.dump()
+        self.keys = {name: content for name, (_, _, content) in found.items()}
+        self.records = {
+            name[2:]: (raw, ttl) for name, (_, ttl, raw) in found.items() if name.startswith("m:")
+        }
         # id → where its bytes are.
         self.places: dict[str, list[str]] = {}
-        self.records = queue.records()
-        self.names = queue.keys()
-        for name in self.names:
+        for name, content in self.keys.items():
             if name.startswith("ready:"):
-                self._note(name, queue.call("LRANGE", name, 0, -1))
+                self._note(name, content)
             elif name.startswith(("running:", "orphans:")):
-                held = queue.call("HGETALL", name)
-                self._note(name, [value[3 + int(value[:3]) :] for value in held[1::2]])
-        for id in queue.scheduled():
-            self.places.setdefault(id, []).append("scheduled")
+                self._note(name, [value[3 + int(value[:3]) :] for value in content[1::2]])
+        for id in self.keys.get("scheduled", [])[::2]:
+            self.places.setdefault(id.decode(), []).append("scheduled")
+
+    def ready(self, lane: str) -> list[str]:
+        """Return the ids in a ready list, the next to be claimed first."""
+        raws = self.keys.get(f"ready:{lane}", [])
+        return [raw[12:44].decode() for raw in reversed(raws)]
 
     def check(self) -> None:
         for id, places in self.places.items():
@@ -361,8 +367,8 @@ class Audit:
             assert record.worker == worker, f"{id} is held by another than its record says"
 
     def _check_lanes(self) -> None:
-        lanes = {lane.decode() for lane in self.queue.call("ZRANGE", "lanes", 0, -1)}
-        full = {name.removeprefix("ready:") for name in self.names if name.startswith("ready:")}
+        lanes = {lane.decode() for lane in self.keys.get("lanes", [])[::2]}
+        full = {name.removeprefix("ready:") for name in self.keys if name.startswith("ready:")}
         assert full <= lanes, f"nobody will look into {full - lanes}"
         assert lanes <= full, f"empty lanes stay open: {lanes - full}"
 
@@ -372,7 +378,7 @@ class Audit:
             if places == ["scheduled"]:
                 tail = records.parse(self.records[id][0]).tail
                 counts[tail[3 : 3 + int(tail[:3])].decode().partition(":")[0]] += 1
-        pairs = self.queue.call("HGETALL", "waiting")
+        pairs = self.keys.get("waiting", [])
         told = {k.decode(): int(v) for k, v in zip(pairs[::2], pairs[1::2], strict=True)}
         assert told == counts
 

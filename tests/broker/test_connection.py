@@ -68,7 +68,7 @@ class TestUrl:
             ("rediss://redis.example.com", False),
         ],
     )
-    def test_this_machine_is_told_from_others(self, url: str, local: bool) -> None:
+    def test_this_machine_is_told_from_others(self, url: str, *, local: bool) -> None:
         assert Endpoint(url).local is local
 
     def test_nothing_is_opened(self) -> None:
@@ -80,9 +80,7 @@ class TestUrl:
         driver.close()
 
     @pytest.mark.parametrize("kind", DRIVERS.values(), ids=DRIVERS)
-    def test_memory_is_shared_under_one_name(
-        self, kind: type[Blocking], namespace: str
-    ) -> None:
+    def test_memory_is_shared_under_one_name(self, kind: type[Blocking], namespace: str) -> None:
         first, second = kind(f"memory://{namespace}"), Blocking(f"memory://{namespace}")
         other = kind(f"memory://{namespace}-other")
         first.call("SET", "key", "value")
@@ -112,7 +110,7 @@ class TestTranslate:
         ids=lambda error: str(error)[:20],
     )
     def test_a_server_that_cannot_serve_now_did_nothing(
-        self, error: Exception, sent: bool
+        self, error: Exception, *, sent: bool
     ) -> None:
         told = translate(error, "redis://host", sent=sent)
         assert type(told) is BrokerUnavailable
@@ -126,9 +124,7 @@ class TestTranslate:
         ],
         ids=lambda error: type(error).__name__,
     )
-    def test_a_broken_line_is_uncertain_once_the_request_was_sent(
-        self, error: Exception
-    ) -> None:
+    def test_a_broken_line_is_uncertain_once_the_request_was_sent(self, error: Exception) -> None:
         assert type(translate(error, "redis://host", sent=True)) is Interrupted
         assert type(translate(error, "redis://host", sent=False)) is BrokerUnavailable
 

@@ -74,9 +74,7 @@ class TestAway:
     """No server answers."""
 
     @each_driver
-    def test_is_told_within_the_deadline(
-        self, kind: type[Driver], open_driver: OpenDriver
-    ) -> None:
+    def test_is_told_within_the_deadline(self, kind: type[Driver], open_driver: OpenDriver) -> None:
         port = free_port()
         driver = open_driver(kind, f"redis://user:{SECRET}@{HOST}:{port}/0", 0.3)
         began = clock.monotonic()
@@ -248,32 +246,20 @@ class TestMany:
         replies = driver.run_many([commands.enqueue(queue.base, [one]) for one in messages])
         assert replies == ["o"] * 20
 
-    def test_a_refused_one_leaves_its_error_in_its_place(
-        self, driver: Driver, queue: Queue
-    ) -> None:
+    def test_a_refused_one_ends_it_and_shifts_no_reply(self, driver: Driver, queue: Queue) -> None:
         queue.call("SET", "ready:t.mail", "in the way")
         queue.enqueue(queue.message())  # the script is loaded
         good, bad, last = queue.message(), queue.message("t.mail"), queue.message()
-        replies = driver.run_many(
-            [commands.enqueue(queue.base, [one]) for one in (good, bad, last)]
-        )
-        assert [type(reply) for reply in replies] == [str, BrokerError, str]
-        assert "WRONGTYPE" in str(replies[1])
+        with pytest.raises(BrokerError, match="WRONGTYPE"):
+            driver.run_many([commands.enqueue(queue.base, [one]) for one in (good, bad, last)])
+        assert driver.call("ECHO", b"mine") == b"mine"
         queue.call("DEL", "ready:t.mail")
 
-    def test_so_it_does_where_the_script_must_be_loaded(
-        self, driver: Driver, queue: Queue
-    ) -> None:
-        queue.call("SET", "ready:t.mail", "in the way")
+    def test_the_script_is_loaded_on_the_way(self, driver: Driver, queue: Queue) -> None:
+        messages = queue.messages(4)
         driver.call("SCRIPT", "FLUSH")
-        replies = driver.run_many(
-            [
-                commands.enqueue(queue.base, [one])
-                for one in (queue.message("t.mail"), queue.message())
-            ]
-        )
-        assert [type(reply) for reply in replies] == [BrokerError, str]
-        queue.call("DEL", "ready:t.mail")
+        replies = driver.run_many([commands.enqueue(queue.base, [one]) for one in messages])
+        assert replies == ["o"] * 4
 
     def test_none_at_all(self, driver: Driver) -> None:
         assert driver.run_many([]) == []
@@ -322,7 +308,7 @@ class TestStopped:
             broker = AsyncBroker(Endpoint(f"redis://:{SECRET}@{HOST}:{port}"), 5)
             waiting = asyncio.create_task(broker.call("PING"))
             peer, _ = await asyncio.get_running_loop().sock_accept(silent)
-            peer.setblocking(False)
+            peer.settimeout(0)
             with peer:
                 assert await asyncio.get_running_loop().sock_recv(peer, 10)
                 waiting.cancel()
@@ -336,7 +322,7 @@ class TestStopped:
                     rest = asyncio.get_running_loop().sock_recv(peer, 1000)
 
         with socket.create_server((HOST, 0)) as silent:
-            silent.setblocking(False)
+            silent.settimeout(0)
             asyncio.run(story(silent))
 
     def test_interrupted_while_it_waits(self, server: Server, namespace: str) -> None:
@@ -359,9 +345,10 @@ class TestStopped:
             receive(line)
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(Line, "receive", interrupted)
-            broker.run_many([survey] * 3)
+            with pytest.raises(KeyboardInterrupt):
+                broker.run_many([survey] * 3)
         assert broker.call("ECHO", b"mine") == b"mine"
         broker.close()
 

@@ -230,9 +230,7 @@ class TestOrder:
         queue.queued(100, MAIL, priority=9)
         assert even(served(worker, 40))
 
-    def test_a_priority_that_was_served_much_does_not_hold_another_back(
-        self, queue: Queue
-    ) -> None:
+    def test_a_priority_that_was_served_much_does_not_hold_another_back(self, queue: Queue) -> None:
         worker = queue.worker()
         queue.queued(100, MAIL)
         served(worker, 5)
@@ -325,7 +323,7 @@ class TestDropped:
         assert len(queue.ready()) == 201
         assert worker.claim(1) == alive
 
-    @pytest.mark.parametrize("garbage", GARBAGE)
+    @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
     def test_garbage_is_set_aside(self, queue: Queue, garbage: bytes) -> None:
         first, last = queue.queued(2)
         queue.call("LREM", f"ready:{ADD}", 0, queue.call("LINDEX", f"ready:{ADD}", 0))

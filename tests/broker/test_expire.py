@@ -51,9 +51,7 @@ def test_so_does_one_that_waits_for_another_attempt(queue: Queue, late: Outgoing
     assert (record.state, record.attempts, record.claims) == (State.EXPIRED, 1, 1)
 
 
-def test_a_queued_message_is_resolved_and_stays_in_its_list(
-    queue: Queue, late: Outgoing
-) -> None:
+def test_a_queued_message_is_resolved_and_stays_in_its_list(queue: Queue, late: Outgoing) -> None:
     id = late.message.id
     queue.enqueue(late)
     news = queue.listen(id)

@@ -30,7 +30,11 @@ def test_several_claims_go_back_in_order(queue: Queue) -> None:
 
 def test_each_message_goes_back_to_its_lane(queue: Queue) -> None:
     worker = queue.worker()
-    lanes = {f"{ADD}:9": queue.queued(2, priority=9), ADD: queue.queued(2), MAIL: queue.queued(2, MAIL)}
+    lanes = {
+        f"{ADD}:9": queue.queued(2, priority=9),
+        ADD: queue.queued(2),
+        MAIL: queue.queued(2, MAIL),
+    }
     assert len(worker.claim()) == 6
     queue.reclaim(worker)
     assert {lane: queue.ready(lane) for lane in lanes} == lanes
@@ -106,6 +110,19 @@ def test_five_hundred_are_taken_back_in_one_call(queue: Queue) -> None:
     later = commands.reclaim(queue.base, LEASE_MS, TICK_MS)
     assert [queue.run(later), queue.run(later)] == [(500, True), (200, False)]
     assert queue.ready() == ids
+
+
+def test_a_child_that_came_back_under_its_name_loses_nothing(queue: Queue) -> None:
+    """It is taken for dead once more before all that it held the first time is back."""
+    ids = queue.queued(600)
+    worker = queue.worker()
+    assert len(worker.claim(600)) == 600
+    once = commands.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id)
+    assert queue.run(once) == (500, True)
+    worker.enrol()
+    assert len(worker.claim(3)) == 3
+    assert queue.reclaim(worker) == 103
+    assert sorted(queue.ready()) == ids
 
 
 def test_an_outcome_accepted_meanwhile_is_kept(queue: Queue) -> None:

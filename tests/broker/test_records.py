@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from taskq.broker import commands, records
-from taskq.broker.records import NO_LABEL, Record
+from taskq.broker.records import NO_LABEL, NO_MARK, Record
 from taskq.broker.scripts import source
 from taskq.model.states import LETTERS, State
 
 LABEL = b"0123abcd4102444800000"
-COUNTERS = b"000007" b"002" b"000" b"000009" b"1700000000000001"
+COUNTERS = b"0000070020000000091700000000000001"
 CLAIM = b"a" * 32 + b"0000000042"
 
 
@@ -82,7 +82,8 @@ class TestLabel:
 def test_lua_has_the_same_widths() -> None:
     text = source("lib/records")
     assert f"local HEAD = {records.HEAD_BYTES}\n" in text
-    assert f"local NO_LABEL = '{NO_LABEL.decode()}'\n" in text
+    assert f"local NO_MARK = '{NO_MARK.decode()}'\n" in text
+    assert f"local NO_LABEL = NO_MARK .. '{NO_LABEL[8:].decode()}'\n" in text
     unclaimed = len(COUNTERS) + len(CLAIM)
     assert f"local UNCLAIMED = string.rep('0', {unclaimed})\n" in text
     assert 1 + len(NO_LABEL) + unclaimed == records.HEAD_BYTES

@@ -208,9 +208,7 @@ class TestLost:
         assert worker.finish(worker.succeeded(id)) == "k"
 
     @each_outcome
-    def test_an_outcome_counts_while_nobody_took_over(
-        self, queue: Queue, end: End
-    ) -> None:
+    def test_an_outcome_counts_while_nobody_took_over(self, queue: Queue, end: End) -> None:
         [id] = queue.queued()
         worker = queue.worker()
         worker.claim()
@@ -252,9 +250,7 @@ class TestLost:
         assert heir.finish(heir.succeeded(id)) == "k"
 
     @each_end
-    def test_nothing_counts_though_the_other_gave_it_back(
-        self, queue: Queue, end: End
-    ) -> None:
+    def test_nothing_counts_though_the_other_gave_it_back(self, queue: Queue, end: End) -> None:
         [id] = queue.queued()
         worker, heir = queue.worker(), queue.worker()
         worker.claim()

@@ -114,6 +114,20 @@ def test_a_thousand_are_promoted_at_a_time(queue: Queue) -> None:
     assert queue.scheduled() == []
 
 
+def test_four_mebibytes_are_promoted_at_a_time(queue: Queue) -> None:
+    """A thousand large ones at once would hold Redis up for seconds."""
+    outgoing = queue.messages(9, due=LONG_AGO, body=b"x" * (1 << 20))
+    for _, command in commands.send(queue.base, outgoing):
+        queue.run(command)
+    worker = queue.worker()
+    claimed = []
+    for left in (5, 1, 0):
+        claimed += worker.claim(4)
+        assert len(queue.scheduled()) == left
+    claimed += worker.claim(4)
+    assert claimed == [one.message.id for one in outgoing]
+
+
 def test_a_full_server_refuses_and_tears_nothing(full: FullQueue) -> None:
     full.worker()
     before = full.keys()

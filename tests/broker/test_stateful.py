@@ -27,7 +27,18 @@ from hypothesis.stateful import (
 from taskq.broker import commands
 from taskq.broker.commands import Exchanged, Finish, Outgoing
 from tests.broker.drivers import Blocking, Driver, OneSlot
-from tests.broker.queues import ADD, CRAWL, KINDS, LEASE_MS, MAIL, TICK_MS, Audit, Queue, Worker, ids
+from tests.broker.queues import (
+    ADD,
+    CRAWL,
+    KINDS,
+    LEASE_MS,
+    MAIL,
+    TICK_MS,
+    Audit,
+    Queue,
+    Worker,
+    ids,
+)
 from tests.servers import Server
 
 QUEUED, SCHEDULED, RUNNING, OVER = "queued", "scheduled", "running", "over"
@@ -86,16 +97,16 @@ class Model(RuleBasedStateMachine):
     # What producers do.
 
     @rule(lane=st.sampled_from(LANES), count=st.integers(1, 6), late=st.booleans())
-    def enqueue(self, lane: tuple[str, int], count: int, late: bool) -> None:
-        outgoing = [self._new(lane, late and not at) for at in range(count)]
+    def enqueue(self, lane: tuple[str, int], count: int, *, late: bool) -> None:
+        outgoing = [self._new(lane, late=late and not at) for at in range(count)]
         assert self.queue.enqueue(*outgoing) == "o" * count
         for one in outgoing:
             self.known[one.message.id] = Known(one, QUEUED)
             self._lane(one).append(one.message.id)
 
     @rule(lane=st.sampled_from(LANES), late=st.booleans())
-    def schedule(self, lane: tuple[str, int], late: bool) -> None:
-        one = self._new(lane, late, due="+3600000")
+    def schedule(self, lane: tuple[str, int], *, late: bool) -> None:
+        one = self._new(lane, late=late, due="+3600000")
         assert self.queue.schedule(one) == "o"
         self.known[one.message.id] = Known(one, SCHEDULED)
 
@@ -188,7 +199,7 @@ class Model(RuleBasedStateMachine):
 
     @precondition(lambda self: self._kept())
     @rule(worker=st.integers(0, 2), back=st.booleans(), data=st.data())
-    def take_over(self, worker: int, back: bool, data: st.DataObject) -> None:
+    def take_over(self, worker: int, data: st.DataObject, *, back: bool) -> None:
         """The same, after another worker claimed all there is, and perhaps gave it back."""
         heir = self.workers[worker]
         self._exchange(heir, threads=50, coroutines=50)
@@ -271,7 +282,7 @@ class Model(RuleBasedStateMachine):
         audit = Audit(self.queue)
         audit.check()
         for lane, waiting in self.lanes.items():
-            assert self.queue.ready(lane) == waiting, f"the order of {lane}"
+            assert audit.ready(lane) == waiting, f"the order of {lane}"
         for id, one in self.known.items():
             self._check(one, audit.places.get(id, []), *audit.records[id])
         assert set(audit.records) == set(self.known)
@@ -321,7 +332,7 @@ class Model(RuleBasedStateMachine):
         worker.enrol()
         self.workers.append(worker)
 
-    def _new(self, lane: tuple[str, int], late: bool, **options: Any) -> Outgoing:
+    def _new(self, lane: tuple[str, int], *, late: bool, **options: Any) -> Outgoing:
         expires_ms = 1 if late else 0
         return self.queue.message(
             lane[0],

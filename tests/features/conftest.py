@@ -7,11 +7,13 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from taskq import TaskQ
+from tests.cli.conftest import Shell
 
 T = TypeVar("T")
 NewApp = Callable[..., TaskQ]
@@ -79,3 +81,17 @@ def awaited() -> Iterator[Awaited]:
         return asyncio.run(whole())
 
     return run
+
+
+@pytest.fixture
+def shell_of() -> Iterator[Callable[[Path, str], Shell]]:
+    """Make project folders, in which commands are typed."""
+    made: list[Shell] = []
+
+    def shell_of(folder: Path, url: str) -> Shell:
+        made.append(Shell(folder, url))
+        return made[-1]
+
+    yield shell_of
+    for shell in made:
+        shell.close()

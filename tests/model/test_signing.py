@@ -23,7 +23,9 @@ from taskq.model.signing import (
     new_secret,
 )
 
-OLD, NEW, OTHER = (f"the {name} secret of the tests, long enough" for name in ("old", "new", "other"))
+OLD, NEW, OTHER = (
+    f"the {name} secret of the tests, long enough" for name in ("old", "new", "other")
+)
 HEADER, BODY = b"header", b"the body of a message"
 LARGE_BODY = b"x" * (LARGE + 1)
 

@@ -18,9 +18,6 @@ local publish = ARGV[5]
 local room = {t = tonumber(ARGV[6]), c = tonumber(ARGV[7])}
 local running = base .. 'running:' .. worker
 
--- A first write that removes: a full Redis must drain. The end of an attempt is one.
-if ARGV[8] == '0' then call('HDEL', running, '') end
-
 -- What the last exchange was, and what it was answered: seq(10) due(13) more ';' verdicts
 local last = call('HGET', base .. 'seqs', worker) or ''
 if sub(last, 1, 10) > seq then return {'stale', digits(now_us), '', '', ''} end
@@ -52,11 +49,21 @@ local function watch_anew(id, lane)
   end
 end
 
+-- Whether all claims that end with an outcome held. They were let go of in one call; where
+-- one did not hold, the records tell which.
+local all_held
+
+local function held(id, claim)
+  local record = call('GET', base .. 'm:' .. id)
+  return record and sub(record, 1, 1) == 'R' and claim_of(record) == claim
+end
+
 local function finish(kind, field, payload, number)
   local id = sub(field, 1, 32)
   if kind == 's' or kind == 'f' then
-    if call('HDEL', running, field) == 0 then
-      return finish_late(kind, id, worker .. sub(field, 33), payload, number)
+    local claim = worker .. sub(field, 33)
+    if not all_held and not held(id, claim) then
+      return finish_late(kind, id, claim, payload, number)
     end
     save_terminal(id, payload, number)
     announce(publish, id, payload)
@@ -86,18 +93,23 @@ end
 
 -- A number that Redis would refuse must be refused before the first write.
 local at, after = 9, 9 + 4 * tonumber(ARGV[8])
+local ending, least = {}, {s = 1, f = 1, r = 1, y = 0, b = 0}
 for i = at, after - 1, 4 do
-  local least = (ARGV[i] == 'y' or ARGV[i] == 'b') and 0 or 1
-  if (tonumber(ARGV[i + 3]) or -1) < least then
+  local kind = ARGV[i]
+  if (tonumber(ARGV[i + 3]) or -1) < least[kind] then
     return redis.error_reply('ERR invalid expire time or delay')
   end
+  if kind == 's' or kind == 'f' then ending[#ending + 1] = ARGV[i + 1] end
 end
 
 local repeated = sub(last, 1, 10) == seq
 local verdicts = {}
+-- The first write removes, if only nothing: a full Redis must drain.
+if repeated or #ending == 0 then call('HDEL', running, '') end
 if repeated then
   verdicts[1] = string.match(last, ';(.*)$')
 else
+  all_held = #ending == 0 or call('HDEL', running, unpack(ending)) == #ending
   for i = at, after - 1, 4 do
     verdicts[#verdicts + 1] = finish(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
   end
@@ -122,8 +134,10 @@ if repeated then
   table.sort(claimed, function(a, b) return a[1] < b[1] end)
   for _, pair in ipairs(claimed) do
     local lane, message = unpack_claimed(pair[2])
-    local kind = call('HGET', base .. 'known:' .. digest, task_of(lane)) or 't'
-    out[#out + 1] = kind .. (call('GET', base .. 'm:' .. sub(pair[1], 1, 32)) or '')
+    local task = task_of(lane)
+    local kind = call('HGET', base .. 'known:' .. digest, task) or 't'
+    local sort = kind == 't' and caps[task] and 'q' or kind
+    out[#out + 1] = sort .. (call('GET', base .. 'm:' .. sub(pair[1], 1, 32)) or '')
     out[#out + 1] = message
   end
   out[3], out[4] = string.match(last, '^..........(%d*)(%a*);')
@@ -142,13 +156,16 @@ end
 
 local LOOK_MOST, BYTES_MOST, CHUNK = 1000, 4194304, 100
 local looked, taken_bytes = 0, 0
-local claims, records, taken = {}, {}, {}
+-- Filled side by side, two places a message; `places` counts them.
+local claims, records, taken, places = {}, {}, {}, 0
 local claim = worker .. seq
 local fresh = 'R' .. NO_LABEL .. string.rep('0', 12) .. '000001' .. digits(now_us) .. claim
 
+-- magic, anything, id, expiry
+local OURS = '^TQ' .. string.rep('.', 10) .. string.rep('[0-9a-f]', 32) .. string.rep('%d', 13)
+
 local function is_ours(message)
-  return #message > 73 and sub(message, 1, 2) == 'TQ'
-    and string.find(sub(message, 13, 44), '^[0-9a-f]+$') ~= nil
+  return #message > 73 and string.find(message, OURS) ~= nil
 end
 
 local function claimed_record(record)
@@ -159,30 +176,25 @@ local function claimed_record(record)
   return 'R' .. label_of(record) .. sub(counters, 1, 12) .. delivery .. digits(fence) .. claim .. history
 end
 
--- Take one popped message, unless it is not to be run. `known` is its record.
-local function accept(lane, sort, message, known)
+-- Whether a popped message is to be run; if not, see to it. `known` is its record.
+local function is_to_run(lane, id, message, known)
   if not is_ours(message) then
     set_aside('raw-' .. digits(now_us) .. '-' .. looked, lane, message, 'not a taskq message')
-    return
+    return false
   end
-  local id, expires = sub(message, 13, 44), tonumber(sub(message, 45, 57))
-  if taken[id] then return end
+  if taken[id] then return false end
   if known and sub(known, 1, 1) ~= 'Q' then
     -- Resolved while it was queued; or a copy of a message that is somewhere else.
     if is_terminal(known) then call('PEXPIRE', base .. 'm:' .. id, DAY) end
-    return
+    return false
   end
-  if expires and expires > 0 and expires <= now then
+  local expires = sub(message, 45, 57)
+  if expires ~= NEVER and tonumber(expires) <= now then
     resolve(publish, id, 'e', known or 'Q', '', DAY)
     count('expired')
-    return
+    return false
   end
   if not known then count('unrecorded') end
-  taken[id] = true
-  local record = (known == 'Q' or not known) and fresh or claimed_record(known)
-  records[#records + 1], records[#records + 2] = base .. 'm:' .. id, record
-  claims[#claims + 1], claims[#claims + 2] = id .. seq, pack_claimed(lane, message)
-  out[#out + 1], out[#out + 2] = record == fresh and sort or sort .. record, message
   return true
 end
 
@@ -209,14 +221,25 @@ end
 local function take(lane, sort, most)
   local popped, empty = pop(lane, most)
   if #popped == 0 then return 0, 0, empty end
-  local ids = {}
-  for i, message in ipairs(popped) do ids[i] = base .. 'm:' .. sub(message, 13, 44) end
-  local known, accepted = call('MGET', unpack(ids)), 0
+  local ids, keys, before = {}, {}, places
   for i, message in ipairs(popped) do
-    looked = looked + 1
-    if accept(lane, sort, message, known[i]) then accepted = accepted + 1 end
+    local id = sub(message, 13, 44)
+    ids[i], keys[i] = id, base .. 'm:' .. id
   end
-  return #popped, accepted, empty
+  local known, head = call('MGET', unpack(keys)), pack_claimed(lane, '')
+  for i, message in ipairs(popped) do
+    local id, record = ids[i], known[i]
+    looked = looked + 1
+    if is_to_run(lane, id, message, record) then
+      taken[id] = true
+      record = (record == 'Q' or not record) and fresh or claimed_record(record)
+      records[places + 1], records[places + 2] = keys[i], record
+      claims[places + 1], claims[places + 2] = id .. seq, head .. message
+      out[places + 6], out[places + 7] = record == fresh and sort or sort .. record, message
+      places = places + 2
+    end
+  end
+  return #popped, (places - before) / 2, empty
 end
 
 -- The lanes of one priority share what room there is: the one served least comes next.

@@ -24,10 +24,15 @@ local function disown(worker)
   leave_group(worker)
   call('HDEL', base .. 'seqs', worker)
   if call('GET', base .. 'timer') == worker then call('DEL', base .. 'timer') end
-  if call('EXISTS', base .. 'running:' .. worker) == 1 then
-    call('RENAME', base .. 'running:' .. worker, base .. 'orphans:' .. worker)
-    call('ZADD', base .. 'orphans', digits(now), worker)
+  local running, orphans = base .. 'running:' .. worker, base .. 'orphans:' .. worker
+  if call('EXISTS', running) == 0 then return end
+  -- Not all may be back that it held when it was taken for dead before.
+  for _, field in ipairs(call('EXISTS', orphans) == 1 and call('HKEYS', running) or {}) do
+    call('HSET', orphans, field, call('HGET', running, field))
+    call('HDEL', running, field)
   end
+  if call('EXISTS', running) == 1 then call('RENAME', running, orphans) end
+  call('ZADD', base .. 'orphans', digits(now), worker)
 end
 
 -- An outage is not a death: after a gap in the ticks (Redis was away, its clock jumped)

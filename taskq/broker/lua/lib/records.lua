@@ -11,6 +11,7 @@
 local HEAD = 98
 local NO_MARK = '--------'
 local NO_LABEL = NO_MARK .. '0000000000000'
+local NEVER = sub(NO_LABEL, 9)
 local UNCLAIMED = string.rep('0', 76)
 
 local function is_terminal(record)

@@ -33,14 +33,20 @@ local function unschedule(id, record)
   count_out((parts_of(record)))
 end
 
--- Move what is due to the ready lists; at most 1,000.
+-- Move what is due to the ready lists; at most 1,000 messages and 4 MiB.
 local function promote()
   local due = call('ZRANGEBYSCORE', base .. 'scheduled', '-inf', digits(now), 'LIMIT', 0, 1000)
-  if #due == 0 then return end
-  call('ZREM', base .. 'scheduled', unpack(due))
+  local ids, records, bytes = {}, {}, 0
+  for i, id in ipairs(due) do
+    if bytes >= 4194304 then break end
+    ids[i], records[i] = id, call('GET', base .. 'm:' .. id)
+    bytes = bytes + (records[i] and #records[i] or 0)
+  end
+  if #ids == 0 then return end
+  call('ZREM', base .. 'scheduled', unpack(ids))
   local lanes, order = {}, {}
-  for _, id in ipairs(due) do
-    local record = call('GET', base .. 'm:' .. id)
+  for i, id in ipairs(ids) do
+    local record = records[i]
     if is_waiting(record) then
       local lane, history, message = parts_of(record)
       count_out(lane)

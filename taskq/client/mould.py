@@ -1,0 +1,107 @@
+"""What all calls of one task under one set of options have in common.
+
+Made once for a batch: what is left for each call is to write, sign and number it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from taskq.broker import keys, records
+from taskq.broker.commands import Outgoing
+from taskq.client.signature import Options
+from taskq.config import seconds
+from taskq.errors import MessageTooLarge, SerializationError
+from taskq.model import clock, message, serializers
+from taskq.model.message import Envelope, Message
+from taskq.model.signing import Domain
+
+if TYPE_CHECKING:
+    from taskq.client.app import TaskQ
+
+
+# How the arguments were written (`serializers.dumps`), and their bytes.
+Written: TypeAlias = tuple[str, bytes]
+
+# More than header, tag, names and numbers take, where there are no headers.
+_MOST_BESIDES = 1024
+
+
+class Mould:
+    """Casts calls of one task into signed messages."""
+
+    def __init__(self, app: TaskQ, task: str, options: Options) -> None:
+        config = app.config
+        queue = options.queue or config.default_queue
+        priority = keys.DEFAULT_PRIORITY if options.priority is None else options.priority
+        ttl, headers = options.result_ttl, options.headers
+        self.base = keys.base(app.name, queue)
+        self._app, self._task, self._options = app, task, options
+        self._seal = app.seal(Domain.MESSAGE, queue)
+        self._serializer = options.serializer or config.serializer
+        self._most_bytes = config.max_message_bytes
+        self._lane = keys.lane(task, priority)
+        self._due = options.due
+        self._id = None if options.id is None else app.wire_id(options.id)
+        self._mark = None if options.id is None else records.mark_of(task)
+        self._ttl_ms = None if ttl is None else round(seconds("result_ttl", ttl) * 1000)
+        self._headers = dict(headers) if headers else None
+        # Arguments up to this size make no message that is too large.
+        self._close_to_most = 0 if headers else self._most_bytes - _MOST_BESIDES
+
+    def write(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Written:
+        """Return how the arguments are written, and their bytes.
+
+        Raises:
+            SerializationError: an argument cannot be written; the text names it.
+            MessageTooLarge: the message would be over `max_message_bytes`.
+
+        """
+        try:
+            written = serializers.dumps(self._serializer, (args, kwargs))
+        except SerializationError as error:
+            raise self._culprit(args, kwargs, error) from error
+        if len(written[1]) > self._close_to_most:
+            size = len(self.cast(written).raw)
+            if size > self._most_bytes:
+                raise self._too_large(size)
+        return written
+
+    def cast(self, written: Written) -> Outgoing:
+        """Return the signed message of a call, ready to be sent; each has an id of its own."""
+        options = self._options
+        envelope = Envelope(
+            self._task,
+            clock.now_ms(),
+            *written,
+            options.id,
+            options.ignore_result,
+            self._ttl_ms,
+            self._headers,
+        )
+        expires_ms = options.expires_ms
+        one = Message(self._id or message.new_id(), expires_ms, envelope)
+        raw = message.encode(one, self._seal)
+        return Outgoing(one, raw, self._lane, records.label(self._mark, expires_ms), self._due)
+
+    def _too_large(self, size: int) -> MessageTooLarge:
+        msg = (
+            f"{self._task}: the message has {size:,} bytes, over max_message_bytes="
+            f"{self._most_bytes:,}; store the data elsewhere and send where"
+        )
+        return MessageTooLarge(msg)
+
+    def _culprit(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], error: SerializationError
+    ) -> SerializationError:
+        """Return the error that names the argument at fault."""
+        task = self._app.tasks.get(self._task)
+        names = task.parameters.names if task else ()
+        numbers = (f"number {at}" for at in range(len(names) + 1, len(args) + 1))
+        named = zip((*map(repr, names), *numbers), args, strict=False)
+        for name, value in (*named, *((repr(k), v) for k, v in kwargs.items())):
+            try:
+                serializers.dumps(self._serializer, value)
+            except SerializationError as cause:
+                return SerializationError(f"{self._task}: argument {name}: {cause}")
+        return SerializationError(f"{self._task}: {error}")
