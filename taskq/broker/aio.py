@@ -141,10 +141,14 @@ class AsyncBroker:
                 async with self._line() as line:
                     async for reply in _stream(line, rest, sent):
                         yield reply
-            except (BrokerUnavailable, ScriptMissing):
-                # What was on the way is sent again, one by one: scripts may be repeated.
+            except ScriptMissing:
                 while sent:
                     yield await self.run(sent.popleft())
+            except BrokerUnavailable as error:
+                # What was on the way is sent again, one by one: scripts may be repeated.
+                while sent:
+                    command = sent.popleft()
+                    yield await self._again(clock.monotonic(), error, _runner(command))
             else:
                 return
 
@@ -208,6 +212,10 @@ class AsyncBroker:
                 raise
             finally:
                 self._idle.append(line)
+
+
+def _runner(command: Command[T]) -> Callable[[AsyncLine], Awaitable[T]]:
+    return lambda line: line.run(command)
 
 
 async def _stream(

@@ -154,10 +154,14 @@ class Broker:
             try:
                 with self._line() as line:
                     yield from _stream(line, rest, sent)
-            except (BrokerUnavailable, ScriptMissing):
-                # What was on the way is sent again, one by one: scripts may be repeated.
+            except ScriptMissing:
                 while sent:
                     yield self.run(sent.popleft())
+            except BrokerUnavailable as error:
+                # What was on the way is sent again, one by one: scripts may be repeated.
+                while sent:
+                    command = sent.popleft()
+                    yield self._again(clock.monotonic(), error, _runner(command))
             else:
                 return
 
@@ -226,6 +230,10 @@ class Broker:
         finally:
             self._idle.append(line)
             self._places.put(None)
+
+
+def _runner(command: Command[T]) -> Callable[[Line], T]:
+    return lambda line: line.run(command)
 
 
 def _stream(line: Line, commands: Iterator[Command[T]], sent: deque[Command[T]]) -> Iterator[T]:

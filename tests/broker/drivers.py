@@ -48,7 +48,7 @@ class Blocking:
         self._broker.close()
 
 
-async def _all(replies: AsyncIterator[T]) -> list[T]:
+async def all_of(replies: AsyncIterator[T]) -> list[T]:
     return [reply async for reply in replies]
 
 
@@ -63,7 +63,7 @@ class Awaited:
         return self._runner.run(self._broker.run(command))
 
     def run_many(self, commands: Sequence[Command[T]]) -> list[Any]:
-        return self._runner.run(_all(self._broker.run_each(commands)))
+        return self._runner.run(all_of(self._broker.run_each(commands)))
 
     def call(self, *arguments: Any) -> Any:
         return self._runner.run(self._broker.call(*arguments))

@@ -25,7 +25,7 @@ from taskq.broker.sync import MOST_LINES, Broker, Line
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable
 from taskq.model import clock
 from taskq.model.states import State
-from tests.broker.drivers import DRIVERS, Blocking, Driver
+from tests.broker.drivers import DRIVERS, Blocking, Driver, all_of
 from tests.broker.proxies import Proxy
 from tests.broker.queues import FullQueue, Queue
 from tests.servers import HOST, Server, free_port
@@ -264,6 +264,25 @@ class TestMany:
     def test_none_at_all(self, driver: Driver) -> None:
         assert driver.run_many([]) == []
 
+    def test_a_caller_that_hears_enough_leaves_no_reply_behind(self, queue: Queue) -> None:
+        broker = Broker(Endpoint(queue.url), 5)
+        replies = broker.run_each(commands.enqueue(queue.base, [one]) for one in queue.messages(5))
+        assert next(iter(replies)) == "o"
+        del replies
+        assert broker.call("ECHO", b"mine") == b"mine"
+        broker.close()
+
+    def test_nor_does_a_producer_that_fails(self, driver: Driver, queue: Queue) -> None:
+        def commands_and_an_error() -> Iterator[Any]:
+            yield commands.enqueue(queue.base, [queue.message()])
+            yield commands.enqueue(queue.base, [queue.message()])
+            msg = "the third cannot be made"
+            raise ValueError(msg)
+
+        with pytest.raises(ValueError, match="the third"):
+            driver.run_many(commands_and_an_error())  # type: ignore[arg-type]
+        assert driver.call("ECHO", b"mine") == b"mine"
+
 
 class TestStopped:
     """A caller that is stopped half-way must not leave its reply to the next one."""
@@ -290,7 +309,7 @@ class TestStopped:
         async def story() -> None:
             broker = AsyncBroker(Endpoint(server.url), 5)
             for turns in range(12):
-                many = asyncio.create_task(broker.run_many([survey] * 3))
+                many = asyncio.create_task(all_of(broker.run_each([survey] * 3)))
                 for _ in range(turns):
                     await step()
                 many.cancel()
@@ -348,7 +367,7 @@ class TestStopped:
         with monkeypatch.context() as patch:
             patch.setattr(Line, "receive", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                broker.run_many([survey] * 3)
+                list(broker.run_each([survey] * 3))
         assert broker.call("ECHO", b"mine") == b"mine"
         broker.close()
 

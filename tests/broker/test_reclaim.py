@@ -217,6 +217,26 @@ def test_a_day_without_any_worker_strands_nothing(queue: Queue) -> None:
     assert heir.claim() == [held, *rest]
 
 
+def test_a_queue_that_was_left_forgets_itself(queue: Queue) -> None:
+    """All that stays when the work is done has an end."""
+    ids = [*queue.queued(3), *queue.queued(3, MAIL, priority=9)]
+    queue.enqueue(queue.message(expires_ms=1))
+    queue.schedule(queue.message(due="1"))
+    queue.call("LPUSH", f"ready:{ADD}", b"garbage")
+    first, second = queue.worker(), queue.worker()
+    assert len(first.claim()) == 7
+    first.finish(first.refused(ids[0]), first.retry(ids[1]))
+    first.renew()
+    assert queue.reclaim(first) == 5
+    while claimed := second.claim():
+        second.finish(*map(second.succeeded, claimed))
+    queue.reclaim()
+    queue.reclaim(second)
+    endless = [name for name, (_, ttl, _) in queue.dump().items() if ttl < 0]
+    assert endless == ["groups"] or endless == []
+    assert queue.call("EXISTS", "orphans") == 0
+
+
 def test_old_groups_are_forgotten(queue: Queue) -> None:
     worker, gone = queue.worker(), queue.worker()
     queue.call("ZADD", "groups", 1, gone.digest)

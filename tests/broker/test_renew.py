@@ -55,6 +55,15 @@ def test_what_its_group_needs_is_kept(queue: Queue) -> None:
         assert left == -1 or left > 5000, key
 
 
+def test_its_group_is_heard_of_again(queue: Queue) -> None:
+    worker = queue.worker()
+    queue.call("ZREM", "groups", worker.digest)
+    worker.renew()
+    assert int(queue.call("ZSCORE", "groups", worker.digest)) > queue.now_ms + LEASE_MS
+    queue.queued()
+    assert queue.bells(worker) == "t"
+
+
 def test_a_lease_is_renewed_on_a_full_server(full: FullQueue) -> None:
     worker = full.worker()
     full.fill()

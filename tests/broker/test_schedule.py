@@ -106,12 +106,12 @@ def test_a_thousand_are_promoted_at_a_time(queue: Queue) -> None:
     for _, command in commands.send(queue.base, outgoing):
         assert set(queue.run(command)) == {"o"}
     worker = queue.worker()
-    reply = worker.exchange(threads=1)
+    reply = worker.exchange(threads=2000)
+    assert len(reply.claimed) == 1000
     assert len(queue.scheduled()) == 100
     # It is told to come again at once.
     assert reply.next_due == int(LONG_AGO)
-    worker.claim(1)
-    assert queue.scheduled() == []
+    assert len(worker.claim(2000)) == 100
 
 
 def test_four_mebibytes_are_promoted_at_a_time(queue: Queue) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,15 @@ import pytest
 
 from taskq import Cancelled, State, TaskQ
 from taskq.broker import embedded, keys
+from tests.cli.conftest import Shell
 from tests.eventually import until
 
+ECHO = """
+
+@app.task
+def echo(*args, **kwargs):
+    return [list(args), kwargs]
+"""
 ESCAPES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x80-\x9f]")
 
 
@@ -143,68 +151,75 @@ class TestPurge:
         assert "did you mean 'mail'" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Shell]:
+    """A project whose worker runs, for all the tests of `taskq call`."""
+    made = Shell(tmp_path_factory.mktemp("call"), redis_url)
+    made.write("proj.py", (made.folder / "proj.py").read_text() + ECHO)
+    made.write("more.py", "from proj import app\n\n@app.task\ndef add(): ...\n")
+    made.worker("proj", "-p", "1")
+    yield made
+    made.close()
+
+
 class TestCall:
-    @pytest.fixture(scope="class")
-    def shell(self, tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Any:
-        """A project whose worker runs, for all the tests here."""
-        from tests.cli.conftest import Shell
-
-        made = Shell(tmp_path_factory.mktemp("call"), redis_url)
-        text = (made.folder / "proj.py").read_text()
-        made.write("proj.py", text + "\n\n@app.task\ndef echo(*args, **kwargs):\n"
-                   "    return [list(args), kwargs]\n")  # fmt: skip
-        made.write("more.py", "from proj import app\n\n@app.task\ndef add(): ...\n")
-        made.worker("proj", "-p", "1")
-        yield made
-        made.close()
-
-    def test_enqueues_and_prints_the_id(self, shell: Any) -> None:
-        done = shell.type("call", "-A", "proj", "proj.add", "2", "3")
+    def test_enqueues_and_prints_the_id(self, serving: Shell) -> None:
+        done = serving.type("call", "-A", "proj", "proj.add", "2", "3")
         assert done.returncode == 0
-        with shell.app() as app:
+        with serving.app() as app:
             assert app.result(done.stdout.strip()).get(timeout=10) == 5
 
-    def test_waits_and_prints_the_value(self, shell: Any) -> None:
+    def test_waits_and_prints_the_value(self, serving: Shell) -> None:
         words = ["1", "2.5", "true", "null", '"3"', "[1,{}]", "text", "-1", "it's"]
-        done = shell.type("call", "-A", "proj", "proj.echo", "--wait", "--", *words)
+        done = serving.type("call", "-A", "proj", "proj.echo", "--wait", "--", *words)
         assert done.stderr == ""
         given = [1, 2.5, True, None, "3", [1, {}], "text", -1, "it's"]
         assert done.stdout == f"{[given, {}]!r}\n"
 
-    def test_takes_keyword_arguments_as_json(self, shell: Any) -> None:
-        done = shell.type(
+    def test_takes_keyword_arguments_as_json(self, serving: Shell) -> None:
+        done = serving.type(
             "call", "-A", "proj", "add", "1", "--kwargs", '{"y": 2}', "-Q", "mail",
             "--wait", "--timeout", "10", "--countdown", "0.1",
         )  # fmt: skip
         assert (done.stdout, done.stderr, done.returncode) == ("3\n", "", 0)
 
-    def test_needs_no_more_of_the_name_than_tells_it_apart(self, shell: Any) -> None:
-        assert shell.type("call", "-A", "proj", "add", "1", "2", "--wait").stdout == "3\n"
-        done = shell.type("call", "-A", "more:app", "add", "1", "2", "--wait")
+    def test_needs_no_more_of_the_name_than_tells_it_apart(self, serving: Shell) -> None:
+        assert serving.type("call", "-A", "proj", "add", "1", "2", "--wait").stdout == "3\n"
+        done = serving.type("call", "-A", "more:app", "add", "1", "2", "--wait")
         assert done.returncode == 2
         assert "more.add, proj.add" in done.stderr
-        assert shell.type("call", "-A", "more:app", "proj.add", "1", "2", "--wait").stdout == "3\n"
+        assert (
+            serving.type("call", "-A", "more:app", "proj.add", "1", "2", "--wait").stdout == "3\n"
+        )
 
     @pytest.mark.parametrize(
         ("words", "code", "text"),
         [
             (["fail", "--wait"], 1, "proj.fail raised KeyError: 'told you so'"),
-            (["ad", "1"], 2, "did you mean"),
+            (["proj.ad", "1"], 2, "did you mean 'proj.add'"),
             (["nothing.like.it"], 2, "proj.add"),
             (["add", "1"], 1, "TypeError: proj.add: missing a required argument: 'y'"),
-            (["add", "--kwargs", "{"], 1, "kwargs"),
-            (["add", "--kwargs", "[1]"], 1, "kwargs"),
             (["add", "1", "2", "-Q", "mial"], 1, "did you mean 'mail'"),
             (["add", "1", "2", "--countdown", "-1"], 2, "countdown"),
             (["add", "1", "2", "--countdown", "9", "--wait", "--timeout", "0.1"], 1, "Timeout"),
         ],
         ids=lambda one: " ".join(one) if isinstance(one, list) else "",
     )
-    def test_says_what_is_wrong(self, shell: Any, words: list[str], code: int, text: str) -> None:
-        done = shell.type("call", "-A", "proj", *words)
+    def test_says_what_is_wrong(
+        self, serving: Shell, words: list[str], code: int, text: str
+    ) -> None:
+        done = serving.type("call", "-A", "proj", *words)
         assert text in done.stderr
         assert done.returncode == code
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kwargs", ["{", "[1]", "5", '"text"'])
+def test_keyword_arguments_that_are_none_are_told_by_their_option(shell: Any, kwargs: str) -> None:
+    done = shell.type("call", "-A", "proj", "add", "--kwargs", kwargs)
+    assert "--kwargs" in done.stderr
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_secret_is_new_each_time(shell: Any) -> None:
@@ -217,8 +232,8 @@ class TestRedis:
     @pytest.fixture
     def at_home(self, shell: Any, tmp_path: Path) -> Any:
         """A project that names no Redis."""
-        shell.environment |= {"TASKQ_URL": "", "TASKQ_SECRET": "", "TASKQ_STATE_DIR": "st"}
-        shell.environment["TASKQ_STATE_DIR"] = str(tmp_path / "st")
+        home = {"TASKQ_URL": "", "TASKQ_SECRET": "", "TASKQ_STATE_DIR": str(tmp_path / "st")}
+        shell.environment |= home
         return shell
 
     @pytest.mark.skipif(not embedded.is_available(None), reason="needs the extra `embedded`")

@@ -13,7 +13,7 @@ import pytest
 
 import taskq
 from taskq import MessageLost, State
-from tests.eventually import until
+from tests.eventually import let_pass, until
 from tests.servers import Server
 
 
@@ -27,7 +27,7 @@ def produce(app: Any, results: list[Any], stop: threading.Event) -> threading.Th
         while not stop.is_set():
             results.append((number, app.send_task("proj.add", (number, 1))))
             number += 1
-            time.sleep(0.002)
+            let_pass(0.002)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -49,10 +49,10 @@ def test_a_restart_while_tasks_finish(
     future.start()
     until(lambda: len(results) > 100)
     getattr(own_server, end)()
-    time.sleep(1)
+    let_pass(1)
     # It ends while nobody can be told.
     (tmp_path / "go").touch()
-    time.sleep(0.5)
+    let_pass(0.5)
     own_server.start()
     back = time.monotonic()
     future.join(15)
@@ -76,7 +76,7 @@ def test_a_server_that_forgot_everything(shell: Any, app: Any, own_server: Serve
     errors: list[Any] = []
     future = threading.Thread(target=lambda: errors.append(lost.exception(timeout=20)))
     future.start()
-    time.sleep(0.3)
+    let_pass(0.3)
     with own_server.client() as client:
         client.flushall()
     own_server.kill()
@@ -103,7 +103,7 @@ def test_an_outage_costs_no_processor(shell: Any, app: Any, own_server: Server) 
     worker = shell.worker("proj", "-p", "1")
     app.send_task("proj.add", (2, 2)).get(timeout=10)
     own_server.stop()
-    time.sleep(1)
+    let_pass(1)
     (child,) = worker.children()
 
     def burnt() -> int:
@@ -113,7 +113,7 @@ def test_an_outage_costs_no_processor(shell: Any, app: Any, own_server: Server) 
     if not Path("/proc").exists():
         pytest.skip("reads /proc")
     before = burnt()
-    time.sleep(2)
+    let_pass(2)
     assert burnt() - before < 0.2 * 2 * os.sysconf("SC_CLK_TCK")
     own_server.start()
 
@@ -126,7 +126,7 @@ def test_scripts_that_vanish_under_load(shell: Any, app: Any, own_server: Server
     with own_server.client() as client:
         for _ in range(40):
             client.script_flush()
-            time.sleep(0.02)
+            let_pass(0.02)
     stop.set()
     producer.join(10)
     numbers, handles = zip(*results, strict=True)
@@ -149,7 +149,7 @@ def test_connections_that_are_killed_under_load(
     with own_server.client() as client:
         for kind in ("normal", "pubsub") * 15:
             client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
-            time.sleep(0.05)
+            let_pass(0.05)
         (tmp_path / "go").touch()
         future.join(10)
         stop.set()
@@ -175,7 +175,7 @@ def test_a_frozen_child_loses_its_message_and_its_late_outcome_is_refused(
     (tmp_path / "go").touch()
     assert result.get(timeout=5) == [1, 2]
     os.kill(child, signal.SIGCONT)
-    time.sleep(1.5)
+    let_pass(1.5)
     again = app.result(result.id)
     assert again.get(timeout=5) == [1, 2]
     assert again.snapshot().delivery == 2

@@ -212,9 +212,9 @@ def test_an_option_that_cannot_be_meant_is_named(
 
 def test_what_excludes_each_other_is_told(add: Any) -> None:
     soon = dt.datetime.now(dt.UTC)
-    with pytest.raises(ValueError, match="countdown and eta"):
+    with pytest.raises(ValueError, match=r"countdown and eta"):
         add.options(countdown=1, eta=soon)
-    with pytest.raises(ValueError, match="countdown and eta"):
+    with pytest.raises(ValueError, match=r"countdown and eta"):
         add.options(countdown=1).options(eta=soon)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,8 +14,9 @@ from taskq.testing import running_worker
 
 
 @pytest.fixture
-def app(new_app: Any) -> Iterator[TaskQ]:
-    yield new_app(queues=["mail"])
+def app(new_app: Any) -> TaskQ:
+    made: TaskQ = new_app(queues=["mail"])
+    return made
 
 
 def facts(ctx: Context) -> tuple[Any, ...]:

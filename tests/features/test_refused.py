@@ -20,7 +20,9 @@ from taskq.testing import running_worker
 from taskq.worker import exchange
 from tests.eventually import let_pass, until
 
-OLD, NEW, OTHER = (f"the {word} secret of these tests and long enough" for word in ("old", "new", "x"))
+OLD, NEW, OTHER = (
+    f"the {word} secret of these tests and long enough" for word in ("old", "new", "x")
+)
 ADD, WAIT = "shop.add", "shop.wait"
 
 

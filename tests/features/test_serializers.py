@@ -7,7 +7,6 @@ import datetime as dt
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,7 +60,7 @@ with TaskQ(name, url=url, secret=secret) as app:
 
 
 @pytest.fixture
-def shop(new_app: Any) -> Iterator[Any]:
+def shop(new_app: Any) -> Any:
     app: TaskQ = new_app()
 
     @app.task(name="echo")
@@ -72,7 +71,7 @@ def shop(new_app: Any) -> Iterator[Any]:
     def packed(x: Any) -> Any:
         return x
 
-    yield SimpleNamespace(app=app, echo=echo, packed=packed)
+    return SimpleNamespace(app=app, echo=echo, packed=packed)
 
 
 def queued(app: TaskQ) -> dict[str, int]:

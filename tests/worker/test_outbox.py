@@ -71,8 +71,9 @@ def test_an_empty_one_gives_nothing() -> None:
     assert outbox.since is None
 
 
-@pytest.mark.parametrize("prompt", [False, True])
-def test_nothing_is_lost_between_put_and_take(_restless: None, prompt: bool) -> None:
+@pytest.mark.parametrize("urgency", ["patient", "prompt"])
+@pytest.mark.usefixtures("_restless")
+def test_nothing_is_lost_between_put_and_take(urgency: str) -> None:
     """Whoever is told takes; whatever is left when all is quiet was told to nobody."""
     called = threading.Event()
     outbox = Outbox(called.set)
@@ -87,7 +88,7 @@ def test_nothing_is_lost_between_put_and_take(_restless: None, prompt: bool) -> 
 
     def put(start: int) -> None:
         for number in range(start, start + EACH):
-            outbox.put(done(number), prompt=prompt)
+            outbox.put(done(number), prompt=urgency == "prompt")
 
     taker = threading.Thread(target=take)
     putters = [threading.Thread(target=put, args=(at * EACH,)) for at in range(SLOTS)]
@@ -115,12 +116,12 @@ class TakenAtOnce(deque[Any]):
         self.taken += len(self.outbox.take())
 
 
-@pytest.mark.parametrize("prompt", [False, True])
-def test_no_mark_is_left_on_what_was_taken_meanwhile(prompt: bool) -> None:
+@pytest.mark.parametrize("urgency", ["patient", "prompt"])
+def test_no_mark_is_left_on_what_was_taken_meanwhile(urgency: str) -> None:
     """Who tends would look again and again at an outbox that it believes to wait."""
     outbox = Outbox(Notified())
     between = outbox._done = TakenAtOnce()
     between.outbox = outbox
-    outbox.put(done(), prompt=prompt)
+    outbox.put(done(), prompt=urgency == "prompt")
     assert (between.taken, len(outbox)) == (1, 0)
     assert (outbox.since, outbox.prompt) == (None, False)

@@ -318,7 +318,7 @@ for kind in pairs(left) do
 end
 
 -- One worker with room watches for the next due time; the others need not wake for it.
-if due and ARGV[6] + ARGV[7] > 0 then
+if due and room.t + room.c > 0 then
   local holder = call('GET', base .. 'timer')
   if not holder or holder == worker then
     call('SET', base .. 'timer', worker, 'PX', math.max(0, math.ceil(due - now)) + 100)
