@@ -9,9 +9,9 @@ import click
 
 from taskq.cli.place import app_option, fail, open_app, printable
 from taskq.client.app import TaskQ
+from taskq.client.result import Result
 from taskq.client.task import Task
 from taskq.config import nearest
-from taskq.errors import TaskQError
 
 
 @click.command()
@@ -30,19 +30,18 @@ def call(context: click.Context, /, name: str, args: tuple[str, ...], **options:
     Each argument is read as JSON where it is that, else as text.
     """
     app = open_app(context, options["app"])
-    task = _task(app, name)
+    result: Result[Any] | None = None
+    task, kwargs = _task(app, name), _keywords(options["kwargs"])
     try:
-        kwargs = json.loads(options["kwargs"] or "{}")
         chosen = task.options(queue=options["queue"], countdown=options["countdown"])
         result = chosen.apply_async([_value(text) for text in args], kwargs)
         if not options["wait"]:
             click.echo(result.id)
             return
         value = result.get(options["timeout"])
-    except (TaskQError, TypeError, ValueError) as error:
-        fail(f"{type(error).__name__}: {error}", 1)
-    except Exception as error:  # noqa: BLE001 - what the task raised
-        fail(f"{task.name} raised {type(error).__name__}: {error}", 1)
+    except Exception as error:  # noqa: BLE001 - told in a line, like what the task raised
+        raised = f"{task.name} raised " if result is not None and result.settled else ""
+        fail(f"{raised}{type(error).__name__}: {error}", 1)
     else:
         click.echo(printable(repr(value)))
     finally:
@@ -56,8 +55,19 @@ def _task(app: TaskQ, name: str) -> Task[..., Any]:
     exact = [task for task in fitting if task.name == name]
     if len(exact or fitting) != 1:
         found = ", ".join(sorted(task.name for task in fitting) or sorted(app.tasks)) or "none"
-        fail(f"no one task is named {name!r}{nearest(name, app.tasks)}; there is: {found}")
+        known = {short: "" for task in app.tasks for short in (task, task.rpartition(".")[2])}
+        fail(f"no one task is named {name!r}; there is: {found}{nearest(name, known)}")
     return (exact or fitting)[0]
+
+
+def _keywords(text: str | None) -> dict[str, Any]:
+    try:
+        kwargs = json.loads(text or "{}")
+    except ValueError:
+        kwargs = None
+    if not isinstance(kwargs, dict):
+        fail(f"--kwargs {text!r}: a JSON object is wanted, for example '{{\"x\": 1}}'")
+    return {str(key): value for key, value in kwargs.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - JSON may hold anything
 
 
 def _value(text: str) -> Any:

@@ -18,7 +18,7 @@ from typing import (
     overload,
 )
 
-from taskq.client.naming import default_name
+from taskq.client.naming import default_name, importable_module
 from taskq.client.parameters import Parameters
 from taskq.client.result import Result
 from taskq.client.signature import CallOptions, Options, Signature, check_known
@@ -76,7 +76,7 @@ class Task(Generic[P, R_co]):
         self.bind = bind
         self.name = check_name("task", options.get("name") or default_name(fn))
         # Where the function is defined: a redefinition there replaces the task.
-        self.origin = (fn.__module__, getattr(fn, "__qualname__", repr(fn)))
+        self.origin = (importable_module(fn.__module__), getattr(fn, "__qualname__", repr(fn)))
         self.coroutine = inspect.iscoroutinefunction(fn)
         self.retry_policy = policy_of(options)
         known = CallOptions.__annotations__
@@ -90,7 +90,7 @@ class Task(Generic[P, R_co]):
         return f"<Task {self.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_unpickle, (self.app, self.name))
+        return (_unpickle, (self.app, self.name, self.call_options))
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Run the function here and now."""
@@ -225,9 +225,13 @@ class Task(Generic[P, R_co]):
         queue = options.get("queue")
         if queue is not None:
             self.app.check_queue(queue)
+        return self.with_options(self.call_options.merged(Options.of(options)))
+
+    def with_options(self, options: Options) -> Task[P, R_co]:
+        """Return this task with these options in the place of its own, checked before."""
         twin: Task[P, R_co] = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        twin.call_options = self.call_options.merged(Options.of(options))
+        twin.call_options = options
         return twin
 
     def _applied(
@@ -241,5 +245,6 @@ class Task(Generic[P, R_co]):
         return Signature(self.app, self.name, args, kwargs, self.call_options)
 
 
-def _unpickle(app: TaskQ, name: str) -> Task[..., Any]:
-    return app.tasks[name]
+def _unpickle(app: TaskQ, name: str, options: Options) -> Task[..., Any]:
+    task = app.tasks[name]
+    return task if options == task.call_options else task.with_options(options)

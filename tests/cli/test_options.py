@@ -23,12 +23,11 @@ def test_the_version_is_told(shell: Any) -> None:
     assert (done.returncode, done.stdout.split()[-1]) == (0, "9.9")
 
 
-@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)])
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_every_verb_explains_itself(shell: Any, verb: list[str], flag: str) -> None:
-    if flag == "-h" and verb:
-        verb = ["-A", "no.such", *verb]
-    done = shell.type(*verb, flag)
+@pytest.mark.parametrize(
+    "words", [["-h"], ["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join
+)
+def test_every_verb_explains_itself(shell: Any, words: list[str]) -> None:
+    done = shell.type(*words, TASKQ_APP="no.such")
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage: " in done.stdout
 

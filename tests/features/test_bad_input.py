@@ -70,7 +70,7 @@ def test_a_bound_task_counts_without_its_context(app: TaskQ) -> None:
     def bound(ctx: Context, x: int, *, y: int) -> None: ...
 
     for call in (lambda: bound.delay(1), lambda: bound.delay(1, 2, y=3), lambda: bound.s(ctx=1)):
-        with pytest.raises(TypeError, match="^bound: "):
+        with pytest.raises(TypeError, match=r"^bound: "):
             call()
     assert bound.s(1, y=2).args == (1,)
 

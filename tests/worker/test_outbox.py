@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import deque
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -102,26 +100,4 @@ def test_nothing_is_lost_between_put_and_take(urgency: str) -> None:
     taken += [one.finish.field for one in outbox.take()]
     assert len(taken) == SLOTS * EACH
     assert set(taken) == {b"%d" % number for number in range(SLOTS * EACH)}
-    assert (outbox.since, outbox.prompt) == (None, False)
-
-
-class TakenAtOnce(deque[Any]):
-    """Stands for an exchange that comes between two steps of `put`."""
-
-    outbox: Outbox
-    taken: int = 0
-
-    def append(self, one: Any) -> None:
-        super().append(one)
-        self.taken += len(self.outbox.take())
-
-
-@pytest.mark.parametrize("urgency", ["patient", "prompt"])
-def test_no_mark_is_left_on_what_was_taken_meanwhile(urgency: str) -> None:
-    """Who tends would look again and again at an outbox that it believes to wait."""
-    outbox = Outbox(Notified())
-    between = outbox._done = TakenAtOnce()
-    between.outbox = outbox
-    outbox.put(done(), prompt=urgency == "prompt")
-    assert (between.taken, len(outbox)) == (1, 0)
     assert (outbox.since, outbox.prompt) == (None, False)

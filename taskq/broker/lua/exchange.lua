@@ -179,7 +179,10 @@ end
 -- Whether a popped message is to be run; if not, see to it. `known` is its record.
 local function is_to_run(lane, id, message, known)
   if not is_ours(message) then
-    set_aside('raw-' .. digits(now_us) .. '-' .. looked, lane, message, 'not a taskq message')
+    local reason = 'not a taskq message'
+    set_aside('raw-' .. digits(now_us) .. '-' .. looked, lane, message, reason)
+    -- Whoever waits for the message whose id these bytes bear, need not.
+    if known and sub(known, 1, 1) == 'Q' then resolve(publish, id, 'r', known, reason, DAY) end
     return false
   end
   if taken[id] then return false end
@@ -318,7 +321,8 @@ for kind in pairs(left) do
 end
 
 -- One worker with room watches for the next due time; the others need not wake for it.
-if due and room.t + room.c > 0 then
+-- Who could not promote all that is due comes again at once.
+if due and (due <= now or room.t + room.c > 0) then
   local holder = call('GET', base .. 'timer')
   if not holder or holder == worker then
     call('SET', base .. 'timer', worker, 'PX', math.max(0, math.ceil(due - now)) + 100)

@@ -95,7 +95,9 @@ class ThreadPool:
             except IndexError:
                 self._rest()
             else:
-                self._outbox.put(self._run(delivery), prompt=False)
+                done = self._run(delivery)
+                # With nothing left to run, this very thread sends it.
+                self._outbox.put(done, quiet=not self.buffer)
 
     def _rest(self) -> None:
         """Send and claim; where that brings nothing, wait to be woken."""
