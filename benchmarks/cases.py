@@ -71,8 +71,9 @@ def enqueue_single(bench: Bench) -> Sequence[float]:
 def bare_single(bench: Bench) -> Sequence[float]:
     """Call a script that pushes bytes made beforehand, with redis-py's own client."""
     n, base = bench.count(4000), bench.place.base
-    raw = add.s(1000, 1000).outgoing().raw
+    add.delay(1000, 1000)
     with servers.connect(bench.url) as client:
+        raw = client.lindex(keys.ready(app.name, "default", add.name), 0)
         sha = client.script_load(PUSH)
         begun = time.perf_counter()
         for _ in range(n):

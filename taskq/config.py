@@ -148,8 +148,12 @@ def _serializer(name: str, value: object) -> str:
     return str(value)
 
 
-def _queue(_: str, value: object) -> str:
-    return check_name("queue", value)
+def _queue(name: str, value: object) -> str:
+    try:
+        return check_name("queue", value)
+    except (TypeError, ConfigError) as error:
+        msg = f"{name}: {error}"
+        raise ValueError(msg) from None
 
 
 def usable_cpus() -> int:

@@ -86,6 +86,10 @@ class EnqueueUncertain(BrokerUnavailable):
         super().__init__(message)
         self.id = id
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by both arguments, and what was sent and what was not."""
+        return (EnqueueUncertain, (str(self), self.id), self.__dict__)
+
 
 class BrokerFull(BrokerError):
     """Redis is at its `maxmemory`; the message was not accepted."""

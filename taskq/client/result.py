@@ -261,7 +261,7 @@ class Result(Generic[R_co]):
 def _with_history(error: BaseException, report: Report) -> BaseException:
     if len(report.errors) > 1:
         for one in report.errors:
-            error.add_note(f"attempt {one.attempt}: {one.type}: {one.text}")
+            BaseException.add_note(error, f"attempt {one.attempt}: {one.type}: {one.text}")
     return error
 
 

@@ -141,7 +141,7 @@ def describe(error: BaseException, serializer: str) -> Failure:
     """Return an exception as data, written so that `revive` gives it back."""
     kind = type(error)
     text = _text_of(error)
-    frames = "".join(_frames(error))[-MAX_TRACEBACK:]
+    frames = _unicode("".join(_frames(error)))[-MAX_TRACEBACK:]
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     if serializer != serializers.PICKLE:
         builtin, args = _builtin(error)
@@ -163,7 +163,8 @@ def revive(failure: Failure) -> BaseException:
     except (SerializationError, KeyError, TypeError):
         # Its class cannot be imported here, or wants other arguments: words must do.
         error = RemoteError(failure.type, failure.text, failure.traceback)
-    error.__cause__ = RemoteTraceback(failure.traceback)
+    # Past the exception's own __setattr__, which may refuse.
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(failure.traceback))
     return error
 
 
@@ -193,9 +194,14 @@ def next_history(
     )
 
 
+def _unicode(text: str) -> str:
+    """Return text that can be written: a file name may hold half a surrogate pair."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _text_of(error: BaseException) -> str:
     try:
-        return str(error)[:MAX_TEXT]
+        return _unicode(str(error)[:MAX_TEXT])[:MAX_TEXT]
     except Exception as broken:  # noqa: BLE001 - a user's __str__ may do anything
         return f"<its __str__ raised {type(broken).__name__}>"
 

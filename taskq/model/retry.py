@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
@@ -159,8 +159,12 @@ def policy_of(options: RetryOptions) -> RetryPolicy:
 
 def _celery(options: CeleryRetryOptions) -> RetryPolicy:
     """Return the same policy in tenacity's words."""
-    errors = options.get("autoretry_for", ())
-    on = errors if isinstance(errors, type) else tuple(errors)
+    errors: object = options.get("autoretry_for", ())
+    # Celery takes any collection.
+    on = tuple(errors) if isinstance(errors, Collection) else errors
+    if not _is_error_types(on):
+        msg = f"autoretry_for must be an exception class or several, not {errors!r}"
+        raise ConfigError(msg)
     limit = options.get("max_retries", 3)
     rule = "max_retries must be an int >= 0 or None"
     stop = stop_never if limit is None else _stop_after(limit, rule)
@@ -170,10 +174,19 @@ def _celery(options: CeleryRetryOptions) -> RetryPolicy:
 def _celery_wait(options: CeleryRetryOptions) -> Wait:
     backoff = options.get("retry_backoff", False)
     if not backoff:
-        return wait_fixed(seconds("default_retry_delay", options.get("default_retry_delay", 180)))
+        return wait_fixed(_positive("default_retry_delay", options.get("default_retry_delay", 180)))
+    factor = 1.0 if backoff is True else _positive("retry_backoff", backoff)
+    most = _positive("retry_backoff_max", options.get("retry_backoff_max", 600))
     # Celery's jitter is a full one: anything from no wait to the whole of it.
     shape = wait_random_exponential if options.get("retry_jitter", True) else wait_exponential
-    return shape(multiplier=float(backoff), max=float(options.get("retry_backoff_max", 600)))
+    return shape(multiplier=factor, max=most)
+
+
+def _positive(name: str, value: object) -> float:
+    try:
+        return seconds(name, value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from None
 
 
 def _stop_after(retries: object, rule: str) -> Stop:

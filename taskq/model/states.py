@@ -38,7 +38,10 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     ),
     # QUEUED: released or reclaimed, uncounted.
     State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED}),
-    State.RETRYING: frozenset({State.QUEUED, State.CANCELLED, State.EXPIRED}),
+    # As of QUEUED.
+    State.RETRYING: frozenset(
+        {State.QUEUED, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED}
+    ),
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),

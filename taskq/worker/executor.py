@@ -133,8 +133,11 @@ class Executor:
             return self.release(attempt.delivery)
         try:
             finish = self._finish(attempt, judge(attempt, end))
-        except Exception as error:  # noqa: BLE001 - whatever is wrong, an outcome must be told
-            finish = self._finish(attempt, self._judge.failed(attempt, error))
+        except Exception as error:
+            # Whatever is wrong, an outcome must be told: then one of plain words.
+            log.exception("the outcome of %s cannot be recorded", attempt.task.name)
+            plain = SerializationError(f"the outcome cannot be recorded: {type(error).__name__}")
+            finish = self._finish(attempt, self._judge.failed(attempt, plain))
         duration = clock.monotonic() - attempt.started
         return Done(attempt.delivery, finish, attempt.task.name, duration)
 

@@ -62,8 +62,10 @@ local function finish(kind, field, payload, number)
   local id = sub(field, 1, 32)
   if kind == 's' or kind == 'f' then
     local claim = worker .. sub(field, 33)
-    if not all_held and not held(id, claim) then
-      return finish_late(kind, id, claim, payload, number)
+    if not all_held then
+      if not held(id, claim) then return finish_late(kind, id, claim, payload, number) end
+      -- It may be among what is being taken back at this moment.
+      call('HDEL', base .. 'orphans:' .. worker, field)
     end
     save_terminal(id, payload, number)
     announce(publish, id, payload)
