@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
@@ -159,9 +159,11 @@ def policy_of(options: RetryOptions) -> RetryPolicy:
 
 def _celery(options: CeleryRetryOptions) -> RetryPolicy:
     """Return the same policy in tenacity's words."""
-    errors: object = options.get("autoretry_for", ())
-    # Celery takes any collection.
-    on = tuple(errors) if isinstance(errors, Collection) else errors
+    errors: Any = options.get("autoretry_for", ())
+    try:
+        on: ErrorTypes = errors if isinstance(errors, type) else tuple(errors)
+    except TypeError:
+        on = errors  # no collection either: refused below
     if not _is_error_types(on):
         msg = f"autoretry_for must be an exception class or several, not {errors!r}"
         raise ConfigError(msg)
