@@ -90,6 +90,9 @@ class Task(Generic[P, R_co]):
         return f"<Task {self.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        registered = self.app.tasks.get(self.name)
+        if registered is not None and registered.call_options == self.call_options:
+            return (_unpickle, (self.app, self.name))
         return (_unpickle, (self.app, self.name, self.call_options))
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co:
@@ -245,6 +248,6 @@ class Task(Generic[P, R_co]):
         return Signature(self.app, self.name, args, kwargs, self.call_options)
 
 
-def _unpickle(app: TaskQ, name: str, options: Options) -> Task[..., Any]:
+def _unpickle(app: TaskQ, name: str, options: Options | None = None) -> Task[..., Any]:
     task = app.tasks[name]
-    return task if options == task.call_options else task.with_options(options)
+    return task if options is None else task.with_options(options)
