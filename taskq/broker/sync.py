@@ -63,6 +63,9 @@ class Line:
 
     def receive(self) -> Any:
         """Return the next reply."""
+        if self._connection is None:
+            msg = f"{self._endpoint.place}: the connection broke before the reply"
+            raise Interrupted(msg)
         try:
             return self._connection.read_response()
         except ResponseError as error:
