@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,7 +93,13 @@ def _conditions(bench: Bench) -> str:
     )
 
 
+def _end(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    # Ended from outside, too, we must end the server and the workers.
+    signal.signal(signal.SIGTERM, _end)
     try:
         main()
     except Failed as error:

@@ -89,7 +89,8 @@ def enqueue_bulk(bench: Bench) -> Sequence[float]:
 
 
 def bare_bulk(bench: Bench) -> Sequence[float]:
-    calls = [("add", (number, number), {}) for number in range(bench.count(50_000))]
+    numbers = range(bench.count(50_000))
+    calls: list[object] = [("add", (number, number), {}) for number in numbers]
     producer = Producer(bench.place)
     begun = time.perf_counter()
     producer.enqueue(calls)

@@ -127,7 +127,8 @@ class Line:
     """One held connection of redis-py: no pool, no retries, hiredis as the parser."""
 
     def __init__(self, url: str) -> None:
-        self._connection = redis.ConnectionPool.from_url(url, protocol=2).make_connection()
+        pool: Any = redis.ConnectionPool.from_url(url, protocol=2)
+        self._connection = pool.make_connection()
         self._connection.connect()
 
     def call(self, *command: Any) -> Any:

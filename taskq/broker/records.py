@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import msgspec
@@ -67,11 +68,14 @@ def parse(raw: bytes) -> Record:
     )
 
 
+# All messages that one exchange claims for the first time share these two: hence the caches.
+@functools.lru_cache(maxsize=16)
 def fresh(fence: int, claim: bytes) -> bytes:
     """Return the record, less its state, of a message claimed for the first time."""
     return b"%b%b000001%016d%b" % (NO_LABEL, b"0" * 12, fence, claim)
 
 
+@functools.lru_cache(maxsize=16)
 def with_attempt(head: bytes) -> bytes:
     """Return a record less its state, with one more attempt counted."""
     return b"%b%06d%b" % (head[:21], min(int(head[21:27]) + 1, 999_999), head[27:97])

@@ -201,16 +201,16 @@ class Exchange:
     def _hand_out(self, port: Port, reply: Exchanged) -> None:
         """Put claimed messages on the books, and into the pools."""
         lead, now = reply.now_us // 1000 - clock.now_ms(), clock.monotonic()
+        queue, worker, seq = port.queue, port.worker, port.seq
         lots: dict[str, list[Delivery]] = {"t": [], "c": []}
         quick = 0
         for head, raw in reply.claimed:
             kind = "c" if head[:1] == b"c" else "t"
-            delivery = Delivery(
-                port.queue, port.worker, port.seq, kind, head[1:], raw, reply.now_us, now, lead
-            )
-            if delivery.key in self._held:
+            delivery = Delivery(queue, worker, seq, kind, head[1:], raw, reply.now_us, now, lead)
+            key = delivery.key
+            if key in self._held:
                 continue  # a second copy of the same bytes
-            self._held[delivery.key] = delivery
+            self._held[key] = delivery
             self._used[kind] += 1
             quick += head[:1] == b"q"
             lots[kind].append(delivery)
