@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from taskq.broker import records, scripts
+from taskq.broker import scripts
 from taskq.broker.scripts import Script
 from taskq.model.message import Message
 
@@ -139,10 +139,14 @@ def exchange(
 ) -> Command[Exchanged]:
     """End attempts and claim messages, in one call."""
     arguments: list[Argument] = [
-        worker, seq, digest, lease_ms, PUBLISH, room.threads, room.coroutines, len(finishes),
+        worker, seq, digest, lease_ms, PUBLISH, room.threads, room.coroutines, 0,
     ]  # fmt: skip
-    for finish in finishes:
-        arguments += (finish.kind, finish.field, finish.payload, finish.number)
+    lots = [(key, list(lot)) for key, lot in itertools.groupby(finishes, _kind_and_number)]
+    arguments[-1] = len(lots)
+    for (kind, number), lot in lots:
+        arguments += (kind, number, len(lot))
+        for finish in lot:
+            arguments += (finish.field, finish.payload)
     for pair in room.caps.items():
         arguments += pair
     return Command(scripts.load("exchange"), base, arguments, _exchanged)
@@ -180,11 +184,6 @@ def forget(base: str, id: str) -> Command[str]:
     return Command(scripts.load("forget"), base, (id,), _text)
 
 
-def terminal_record(letter: bytes, head: bytes, body: bytes) -> bytes:
-    """Return a record to end a message with; `head` is its record less the state."""
-    return letter + records.with_attempt(head) + body
-
-
 def _pages(outgoing: Sequence[Outgoing]) -> Iterable[Sequence[Outgoing]]:
     page: list[Outgoing] = []
     size = 0
@@ -200,6 +199,10 @@ def _pages(outgoing: Sequence[Outgoing]) -> Iterable[Sequence[Outgoing]]:
 
 def _lot(outgoing: Outgoing) -> tuple[str, bytes]:
     return outgoing.lane, outgoing.label
+
+
+def _kind_and_number(finish: Finish) -> tuple[str, int]:
+    return finish.kind, finish.number
 
 
 def _text(reply: Any) -> str:

@@ -80,20 +80,24 @@ class Line:
 
     def run(self, command: Command[T]) -> T:
         """Run a script call, loading the script where Redis does not have it."""
-        script = command.script
-        try:
-            reply = self.call("EVALSHA", script.sha, 1, command.base, *command.arguments)
-        except ScriptMissing:
-            reply = self.call("EVAL", script.text, 1, command.base, *command.arguments)
-        return command.read(reply)
+        self.begin(command)
+        return self.finish(command)
 
     def begin(self, command: Command[T]) -> None:
-        """Send a script call, the reply to which must be read by `end`."""
+        """Send a script call, the reply to which must be read by `end` or `finish`."""
         self.send("EVALSHA", command.script.sha, 1, command.base, *command.arguments)
 
     def end(self, command: Command[T]) -> T:
         """Return what the first call begun and not ended was answered."""
         return command.read(self.receive())
+
+    def finish(self, command: Command[T]) -> T:
+        """Return what the only call begun was answered, loading the script if need be."""
+        try:
+            return self.end(command)
+        except ScriptMissing:
+            text = command.script.text
+            return command.read(self.call("EVAL", text, 1, command.base, *command.arguments))
 
     def close(self) -> None:
         """Drop the connection; the next call opens a new one."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextvars import ContextVar, Token
 from datetime import datetime
 from typing import Any, NoReturn
+
+import msgspec
 
 from taskq.config import Seconds, seconds
 from taskq.errors import Retry
 
 
-@dataclasses.dataclass(slots=True)
-class Context:
+class Context(msgspec.Struct):
     """What a task may know of its own message; `bind=True` passes it, `current()` finds it.
 
     A plain call of a bound task, outside a worker, gets a local one: id "local".
@@ -27,7 +27,7 @@ class Context:
     delivery: int = 1
     # Grows with every claim of this message: write it beside your data, refuse a smaller.
     fence: int = 0
-    headers: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    headers: dict[str, Any] = {}
     # What the app's `lifespan` yielded in this process.
     state: Any = None
     # Whether the task is an `async def`: its waits must be awaited.

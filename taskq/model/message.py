@@ -101,7 +101,17 @@ def encode(message: Message, seal: Seal) -> bytes:
 
 
 def decode(raw: bytes, seal: Seal) -> Message:
-    """Return the message of verified bytes.
+    """Return the message of verified bytes; raise as `open_envelope`."""
+    envelope = open_envelope(raw, seal)
+    try:
+        return Message(raw[12:44].decode(), int(raw[44:57]), envelope)
+    except ValueError as error:
+        msg = f"unreadable header: {str(error)[:200]}"
+        raise Refused(msg) from error
+
+
+def open_envelope(raw: bytes, seal: Seal) -> Envelope:
+    """Return what the bytes of a message hold, verified.
 
     Raises:
         Refused: not ours, of another version, unsigned, badly signed or unreadable.
@@ -120,7 +130,7 @@ def decode(raw: bytes, seal: Seal) -> Message:
     except BadSignature as error:
         raise Refused(str(error)) from None
     try:
-        return Message(raw[12:44].decode(), int(raw[44:57]), _decode_envelope(body))
+        return _decode_envelope(body)
     except (msgspec.DecodeError, ValueError) as error:
         msg = f"unreadable envelope: {str(error)[:200]}"
         raise Refused(msg) from error

@@ -104,8 +104,7 @@ def sign(value: Report | History, seal: Seal, bound_to: bytes) -> bytes:
     A report is bound to its id and the claim it was made under, a history to its id.
     """
     body = _encode(value)
-    algorithm = seal.algorithm(len(body))
-    return algorithm + seal.key_id + seal.tag(bound_to, body) + body
+    return seal.stamp(bound_to, body) + body
 
 
 def read_report(data: bytes, seal: Seal, bound_to: bytes) -> Report:

@@ -87,6 +87,10 @@ class Seal:
         """Return the tag over `header` and `body`, 16 bytes."""
         return (self._small if len(body) <= LARGE else self._large)(header, body)
 
+    def stamp(self, header: bytes, body: bytes) -> bytes:
+        """Return all that is needed to verify: algorithm, id of the key, tag."""
+        return self.algorithm(len(body)) + self.key_id + self.tag(header, body)
+
     def verify(self, key: bytes, algorithm: bytes, header: bytes, body: bytes, tag: bytes) -> None:
         """Return if `tag` is right.
 

@@ -14,7 +14,7 @@ from taskq.broker.commands import Finish
 from taskq.broker.records import Record
 from taskq.model import clock, outcome
 from taskq.model.context import Context
-from taskq.model.message import Message
+from taskq.model.message import Envelope
 from taskq.model.outcome import History
 from taskq.model.signing import Seal
 
@@ -22,65 +22,70 @@ if TYPE_CHECKING:
     from taskq.client.task import Task
 
 
-class Delivery(msgspec.Struct, gc=False):
-    """One message as the exchange hands it out: bytes, not yet verified."""
+@dataclasses.dataclass(eq=False, slots=True)
+class Claim:
+    """What the messages that one exchange brought have in common."""
 
     queue: str
-    # The claim: this child's id in that queue, and the number of the exchange.
+    # This child's id in that queue, and the number of the exchange.
     worker: bytes
     seq: bytes
-    # 't' thread or 'c' coroutine
-    kind: str
-    # Empty at the first claim.
-    record: bytes
-    raw: bytes
+    # Redis's clock, microseconds: the fence of those claimed for the first time.
     fence: int
     # By this process's monotonic clock.
-    claimed_at: float
+    at: float
     # Redis's clock less this machine's, milliseconds.
     clock_lead: int
+    # What an outcome is bound to, besides the id.
+    name: bytes = dataclasses.field(init=False)
+    # The record, less its state, of a message that ends in its first attempt.
+    first_end: bytes = dataclasses.field(init=False)
 
-    @property
-    def field(self) -> bytes:
-        """The field of `running:<worker>`."""
-        return self.raw[12:44] + self.seq
-
-    @property
-    def key(self) -> tuple[str, bytes]:
-        """What tells it from all others that this child holds."""
-        return self.queue, self.field
-
-    @property
-    def claim(self) -> bytes:
-        """What an outcome is bound to, besides the id."""
-        return self.worker + self.seq
-
-    @property
-    def head(self) -> bytes:
-        """The message's record, less its state."""
-        if self.record:
-            return self.record[1 : records.HEAD_BYTES]
-        return records.fresh(self.fence, self.claim)
-
-    def parsed_record(self) -> Record:
-        """Return the message's record."""
-        if self.record:
-            return records.parse(self.record)
-        return Record(b"R", claims=1, fence=self.fence, worker=self.worker, seq=self.seq)
+    def __post_init__(self) -> None:
+        self.name = self.worker + self.seq
+        self.first_end = records.with_attempt(records.fresh(self.fence, self.name))
 
     def now_ms(self) -> int:
         """Return milliseconds since the epoch by Redis's clock."""
         return clock.now_ms() + self.clock_lead
 
 
-@dataclasses.dataclass(slots=True)
-class Attempt:
+class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """One message as the exchange hands it out: bytes, not yet verified."""
+
+    claim: Claim
+    # 't' thread or 'c' coroutine
+    kind: str
+    # Empty at the first claim.
+    record: bytes
+    raw: bytes
+
+    @property
+    def field(self) -> bytes:
+        """The field of `running:<worker>`."""
+        return self.raw[12:44] + self.claim.seq
+
+    @property
+    def end(self) -> bytes:
+        """The record, less its state, with which the message ends after this attempt."""
+        if self.record:
+            return records.with_attempt(self.record[1 : records.HEAD_BYTES])
+        return self.claim.first_end
+
+    def parsed_record(self) -> Record:
+        """Return the message's record."""
+        claim = self.claim
+        if self.record:
+            return records.parse(self.record)
+        return Record(b"R", claims=1, fence=claim.fence, worker=claim.worker, seq=claim.seq)
+
+
+class Attempt(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One verified message being run."""
 
     delivery: Delivery
-    message: Message
+    envelope: Envelope
     task: Task[..., Any]
-    record: Record
     context: Context
     # Binds outcomes and histories.
     seal: Seal
@@ -90,9 +95,10 @@ class Attempt:
 
     def history(self) -> History | None:
         """Return what is remembered of earlier attempts."""
-        if not self.record.tail:
+        record = self.delivery.parsed_record()
+        if not record.tail:
             return None
-        return outcome.read_history(self.record.tail, self.seal, self.message.id.encode())
+        return outcome.read_history(record.tail, self.seal, self.delivery.raw[12:44])
 
     def facts(self) -> dict[str, Any]:
         """Return the fields for a log line; never the arguments."""
@@ -113,7 +119,7 @@ def take_back(buffer: deque[Delivery], claimed_before: float = math.inf) -> list
             delivery = buffer.popleft()
         except IndexError:  # a slot was quicker
             break
-        if delivery.claimed_at >= claimed_before:
+        if delivery.claim.at >= claimed_before:
             buffer.appendleft(delivery)
             break
         taken.append(delivery)

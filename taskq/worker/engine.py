@@ -23,7 +23,7 @@ from taskq.errors import BrokerError
 from taskq.model import clock
 from taskq.worker.bell import Bell
 from taskq.worker.delivery import Done, take_back
-from taskq.worker.exchange import Exchange, Slots
+from taskq.worker.exchange import GATHER_SECONDS, Exchange, Slots
 from taskq.worker.executor import START_SECONDS, Executor
 from taskq.worker.outbox import Outbox
 from taskq.worker.pools.coroutines import CoroutinePool
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("taskq.worker")
 
-# How long an ended attempt may wait for company on its way to Redis.
-GATHER_SECONDS = 0.005
+_LEAST_NAP = 0.002
 _JOIN_SECONDS = 2.0
 
 
@@ -183,14 +182,10 @@ class Engine:
     def _nap(self) -> float | None:
         """Return how long the tending thread may sleep; None until it is called."""
         now, due = clock.monotonic(), self.exchange.next_turn()
-        since = self._outbox.since
-        if since is not None and due <= now + GATHER_SECONDS:
-            return max(0.001, due - now)
-        if since is not None:
-            return max(0.0, since + GATHER_SECONDS - now)
         if self._threads.buffer or self._coroutines.buffer:
-            return GATHER_SECONDS
-        return None if due == math.inf else max(0.0, due - now)
+            due = min(due, now + GATHER_SECONDS)
+        # Where a turn is overdue, another thread is at it, and looks again when it ends.
+        return None if due == math.inf else max(_LEAST_NAP, due - now)
 
     def _rang(self, queues: list[str] | None) -> None:
         self.exchange.ask(queues)

@@ -17,7 +17,7 @@ from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
 from taskq.model import clock
-from taskq.worker.delivery import Delivery, Done
+from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.meter import Meter
 from taskq.worker.outbox import Outbox
 from taskq.worker.port import Badge, Port
@@ -28,6 +28,10 @@ log = logging.getLogger("taskq.worker")
 UNKNOWN_KEY_SECONDS = 30.0
 # A busy worker does not hear bells: it asks each queue so often of its own accord.
 ASK_SECONDS = 0.1
+# With so many messages to run, an exchange may be on its way meanwhile.
+AHEAD_LEAST = 16
+# How long an ended attempt may wait for company on its way to Redis.
+GATHER_SECONDS = 0.005
 _BACKOFF = (0.05, 1.0)
 
 
@@ -72,7 +76,10 @@ class Exchange:
         self._asked = True
         # One exchange at a time. Guards the ports and all below.
         self._lock = threading.Lock()
-        self._held: dict[tuple[str, bytes], Delivery] = {}
+        self._held: set[Delivery] = set()
+        # The port whose exchange is on its way, and when it is looked for at the latest.
+        self._under_way: Port | None = None
+        self._look_at = math.inf
         self._used = {"t": 0, "c": 0}
         self._meter = Meter()
         self._turns = 0
@@ -106,13 +113,12 @@ class Exchange:
     def flush(self) -> None:
         """Send all ends of attempts, and give the rest back uncounted."""
         with self._lock:
-            for done in self._outbox.take():
-                self._settle(done)
-            held = self._held.values()
-            # Newest first: the oldest comes to stand at the end that is popped.
-            for delivery in sorted(held, key=lambda one: one.seq + one.raw[12:44], reverse=True):
-                self._settle(Done(delivery, Finish("b", delivery.field)))
             try:
+                self._receive()
+                self._settle(self._outbox.take())
+                # Newest first: the oldest comes to stand at the end that is popped.
+                held = sorted(self._held, key=lambda one: one.field[32:] + one.field, reverse=True)
+                self._settle([Done(one, Finish("b", one.field)) for one in held])
                 while len(self._outbox) or any(port.unsent for port in self.ports):
                     self._turn()
             except BrokerError as error:
@@ -145,7 +151,11 @@ class Exchange:
         """Return the monotonic instant at which a turn is due by itself."""
         if self._retry_at:
             return self._retry_at
-        return min((port.due_at for port in self.ports), default=math.inf)
+        if self._under_way is not None:
+            return self._look_at
+        since = self._outbox.since
+        gathered = math.inf if since is None else since + GATHER_SECONDS
+        return min(gathered, *(port.due_at for port in self.ports))
 
     def members(self) -> dict[str, str]:
         """Return this child's id in each queue."""
@@ -155,20 +165,27 @@ class Exchange:
         now = clock.monotonic()
         if self._closed or now < self._retry_at:
             return False
-        if self._asked or len(self._outbox):
+        if self._under_way is not None:
+            # While there is something to run, Redis may take its time.
+            return not self._slots.waiting() or now >= self._look_at
+        if self._asked or self._outbox.since is not None:
             return True
         return any(port.unsent or port.due_at <= now for port in self.ports)
 
     def _turn(self) -> None:
         """Send what ended to each queue concerned, and claim what there is room for."""
         self._asked = False
-        for done in self._outbox.take():
-            self._settle(done)
+        self._receive()
+        self._settle(self._outbox.take())
         # Each turn begins with another queue: room goes to all of them in time.
         self._turns += 1
         first = self._turns % len(self.ports)
         for port in (*self.ports[first:], *self.ports[:first]):
+            self._receive()
             self._visit(port)
+        # With enough to run meanwhile, the reply is read when that is done.
+        if self._slots.waiting() < AHEAD_LEAST:
+            self._receive()
         if self._retry_at:
             log.info("Redis is back")
             self._retry_at, self._pause = 0.0, _BACKOFF[0]
@@ -190,37 +207,47 @@ class Exchange:
             return
         if not room.empty:
             port.asked_at = now
-        answer = port.exchange(self._line, room)
+        port.begin(self._line, room)
+        self._under_way, self._look_at = port, now + GATHER_SECONDS
+
+    def _receive(self) -> None:
+        """Take the reply to the exchange that is on its way, if there is one."""
+        port, self._under_way, self._look_at = self._under_way, None, math.inf
+        if port is None:
+            return
+        answer = port.end(self._line)
         if answer is not None:
-            reply, verdicts = answer
-            for finish, verdict in verdicts:
-                self._note(finish, verdict)
-            self._hand_out(port, reply)
+            reply, finishes = answer
+            if self.retrying is not None or "l" in reply.verdicts:
+                for finish, verdict in zip(finishes, reply.verdicts, strict=False):
+                    self._note(finish, verdict)
+            if reply.claimed:
+                self._hand_out(port, reply)
         self._asked = self._asked or not port.enrolled
 
     def _hand_out(self, port: Port, reply: Exchanged) -> None:
         """Put claimed messages on the books, and into the pools."""
-        lead, now = reply.now_us // 1000 - clock.now_ms(), clock.monotonic()
-        queue, worker, seq = port.queue, port.worker, port.seq
-        lots: dict[str, list[Delivery]] = {"t": [], "c": []}
+        lead = reply.now_us // 1000 - clock.now_ms()
+        claim = Claim(port.queue, port.worker, port.seq, reply.now_us, clock.monotonic(), lead)
+        threads: list[Delivery] = []
+        coroutines: list[Delivery] = []
         quick = 0
         for head, raw in reply.claimed:
-            kind = "c" if head[:1] == b"c" else "t"
-            delivery = Delivery(queue, worker, seq, kind, head[1:], raw, reply.now_us, now, lead)
-            key = delivery.key
-            if key in self._held:
-                continue  # a second copy of the same bytes
-            self._held[key] = delivery
-            self._used[kind] += 1
-            quick += head[:1] == b"q"
-            lots[kind].append(delivery)
-            if self.retrying is not None:
-                self.retrying.discard(raw[12:44])
-        if lots["t"]:
+            if head[:1] == b"c":
+                coroutines.append(Delivery(claim, "c", head[1:], raw))
+            else:
+                threads.append(Delivery(claim, "t", head[1:], raw))
+                quick += head[:1] == b"q"
+        for kind, lot in (("t", threads), ("c", coroutines)):
+            self._held.update(lot)
+            self._used[kind] += len(lot)
+        if self.retrying is not None:
+            self.retrying.difference_update(raw[12:44] for _, raw in reply.claimed)
+        if threads:
             # One thread runs all the quick ones: to wake more would cost more than it saves.
-            self._slots.put_threads(lots["t"], len(lots["t"]) - quick + bool(quick))
-        if lots["c"]:
-            self._slots.put_coroutines(lots["c"])
+            self._slots.put_threads(threads, len(threads) - quick + bool(quick))
+        if coroutines:
+            self._slots.put_coroutines(coroutines)
 
     def _room(self, port: Port, now: float) -> Room:
         if self.quiet or now < port.paused_until:
@@ -228,20 +255,22 @@ class Exchange:
         free = {kind: max(0, size - self._used[kind]) for kind, size in self._slots.sizes.items()}
         return Room(free["t"], free["c"], self._meter.caps(self._slots.waiting()))
 
-    def _settle(self, done: Done) -> None:
-        """Take an ended attempt off the books, and put it in line to be sent."""
-        delivery = done.delivery
-        if self._held.pop(delivery.key, None) is None:
-            return  # given back meanwhile
-        self._used[delivery.kind] -= 1
-        port = self._by_queue[delivery.queue]
-        if done.task:
-            self._meter.note(done.task, done.duration)
-        elif done.late:
-            self._meter.doubt()
-        if done.unknown_key:
-            port.paused_until = clock.monotonic() + UNKNOWN_KEY_SECONDS
-        port.add(done.finish, delivery.worker)
+    def _settle(self, ended: Iterable[Done]) -> None:
+        """Take ended attempts off the books, and put them in line to be sent."""
+        for done in ended:
+            delivery = done.delivery
+            if delivery not in self._held:
+                continue  # given back meanwhile
+            self._held.remove(delivery)
+            self._used[delivery.kind] -= 1
+            port = self._by_queue[delivery.claim.queue]
+            if done.task:
+                self._meter.note(done.task, done.duration)
+            elif done.late:
+                self._meter.doubt()
+            if done.unknown_key:
+                port.paused_until = clock.monotonic() + UNKNOWN_KEY_SECONDS
+            port.add(done.finish, delivery.claim.worker)
 
     def _note(self, finish: Finish, verdict: str) -> None:
         if verdict == "l":

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskq.broker import commands
 from taskq.broker.commands import Finish
-from taskq.broker.records import Record
 from taskq.errors import SerializationError
 from taskq.model import clock, context, message, outcome, serializers
 from taskq.model.context import Context
-from taskq.model.message import Message, Refused
+from taskq.model.message import Envelope, Refused
 from taskq.model.outcome import Outcome, RetryIn
-from taskq.model.signing import Domain, UnknownKey
+from taskq.model.signing import Domain, Seal, UnknownKey
 from taskq.worker.delivery import Attempt, Delivery, Done
 from taskq.worker.judge import NAMED_TTL_MS, Judge
 
@@ -34,6 +32,8 @@ class Executor:
     def __init__(self, app: TaskQ, worker: str) -> None:
         self._app = app
         self._judge = Judge(app.config, worker)
+        # Of messages and of outcomes, by queue.
+        self._seals: dict[str, tuple[Seal, Seal]] = {}
         # What the app's lifespan yielded.
         self.state: Any = None
         # Set when all was given back: how an attempt ends is of no interest any more.
@@ -75,57 +75,56 @@ class Executor:
 
     def _open(self, delivery: Delivery) -> Attempt | Done:
         """Verify and decode; return the attempt, or why there is none."""
-        started = clock.monotonic()
-        if started - delivery.claimed_at > START_SECONDS:
+        started, claim = clock.monotonic(), delivery.claim
+        if started - claim.at > START_SECONDS:
             return self.release(delivery)
+        messages, results = self._seals.get(claim.queue) or self._make_seals(claim.queue)
         try:
-            seal = self._app.seal(Domain.MESSAGE, delivery.queue)
-            opened = message.decode(delivery.raw, seal)
+            envelope = message.open_envelope(delivery.raw, messages)
         except UnknownKey as error:
-            log.error("%s: %s; is TASKQ_SECRET the same everywhere?", delivery.queue, error)
+            log.error("%s: %s; is TASKQ_SECRET the same everywhere?", claim.queue, error)
             return Done(delivery, Finish("b", delivery.field), unknown_key=True)
         except Refused as error:
             return self._refuse(delivery, str(error))
-        task = self._app.tasks.get(opened.envelope.task)
+        task = self._app.tasks.get(envelope.task)
         if task is None or task.coroutine != (delivery.kind == "c"):
-            reason = f"not of the task in whose list it was: {opened.envelope.task}"
+            reason = f"not of the task in whose list it was: {envelope.task}"
             return self._refuse(delivery, reason)
-        record = delivery.parsed_record()
-        return Attempt(
-            delivery=delivery,
-            message=opened,
-            task=task,
-            record=record,
-            context=self._context(opened, delivery.queue, record, coroutine=task.coroutine),
-            seal=self._app.seal(Domain.RESULT, delivery.queue),
-            started=started,
-            started_ms=delivery.now_ms(),
-        )
+        context = self._context(delivery, envelope, coroutine=task.coroutine)
+        return Attempt(delivery, envelope, task, context, results, started, claim.now_ms())
 
-    def _context(self, opened: Message, queue: str, record: Record, *, coroutine: bool) -> Context:
-        envelope = opened.envelope
+    def _context(self, delivery: Delivery, envelope: Envelope, *, coroutine: bool) -> Context:
+        attempt, claims, fence = 1, 1, delivery.claim.fence
+        if delivery.record:
+            record = delivery.parsed_record()
+            attempt, claims, fence = record.attempts + 1, record.claims, record.fence
         return Context(
-            envelope.name or opened.id,
+            envelope.name or delivery.raw[12:44].decode(),
             envelope.task,
-            queue,
-            record.attempts + 1,
-            record.claims,
-            record.fence,
+            delivery.claim.queue,
+            attempt,
+            claims,
+            fence,
             envelope.headers or {},
             self.state,
             coroutine,
         )
 
-    def _arguments(self, attempt: Attempt) -> tuple[list[Any], dict[str, Any]]:
+    def _make_seals(self, queue: str) -> tuple[Seal, Seal]:
+        """Return what verifies the messages of a queue and what signs its outcomes."""
+        seals = self._app.seal(Domain.MESSAGE, queue), self._app.seal(Domain.RESULT, queue)
+        self._seals[queue] = seals
+        return seals
+
+    def _arguments(self, attempt: Attempt) -> tuple[Sequence[Any], dict[str, Any]]:
         """Return what to call the function with; only here are verified bytes unpickled."""
-        envelope = attempt.message.envelope
+        envelope = attempt.envelope
         try:
             args, kwargs = serializers.loads(envelope.serializer, envelope.body)
         except ValueError as error:
             msg = f"the arguments: {error}"
             raise SerializationError(msg) from error
-        bound = [attempt.context] if attempt.task.bind else []
-        return [*bound, *args], kwargs
+        return ((attempt.context, *args) if attempt.task.bind else args), kwargs
 
     def _close(self, attempt: Attempt, judge: Callable[[Attempt, Any], Outcome], end: Any) -> Done:
         """Judge how the attempt ended, and put it in the exchange's words."""
@@ -142,18 +141,18 @@ class Executor:
         return Done(attempt.delivery, finish, attempt.task.name, duration)
 
     def _finish(self, attempt: Attempt, end: Outcome) -> Finish:
-        delivery, id_bytes = attempt.delivery, attempt.message.id.encode()
+        delivery, id_bytes = attempt.delivery, attempt.delivery.raw[12:44]
         if isinstance(end, RetryIn):
             history = outcome.sign(end.history, attempt.seal, id_bytes)
             return Finish("y", delivery.field, history, end.delay_ms)
-        body = outcome.sign(end.report, attempt.seal, id_bytes + delivery.claim)
-        kind = "s" if end.report.failure is None else "f"
-        record = commands.terminal_record(kind.encode(), delivery.head, body)
-        return Finish(kind, delivery.field, record, end.ttl_ms)
+        body = outcome.sign(end.report, attempt.seal, id_bytes + delivery.claim.name)
+        kind, letter = ("s", b"s") if end.report.failure is None else ("f", b"f")
+        return Finish(kind, delivery.field, letter + delivery.end + body, end.ttl_ms)
 
     def _refuse(self, delivery: Delivery, reason: str) -> Done:
         # Maintenance tells people, once a minute: whoever forges can forge many.
-        log.debug("refused a message on %s: %s", delivery.queue, reason)
+        log.debug("refused a message on %s: %s", delivery.claim.queue, reason)
         words = reason.encode(errors="backslashreplace")[:_MOST_WORDS]
-        record = commands.terminal_record(b"r", delivery.head, words)
-        return Done(delivery, Finish("r", delivery.field, record, NAMED_TTL_MS))
+        return Done(
+            delivery, Finish("r", delivery.field, b"r" + delivery.end + words, NAMED_TTL_MS)
+        )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskq.config import Config, seconds
 from taskq.errors import MaxRetriesExceeded, MessageTooLarge, Retry, SerializationError
 from taskq.model import outcome, retry, serializers
-from taskq.model.outcome import Finished, Outcome, Report, RetryIn
+from taskq.model.outcome import AttemptError, Failure, Finished, Outcome, Report, RetryIn
 from taskq.worker.delivery import Attempt
+
+if TYPE_CHECKING:
+    from taskq.client.task import Task
 
 log = logging.getLogger("taskq.worker")
 
@@ -18,32 +21,44 @@ LEAST_TTL_MS = 60_000
 NAMED_TTL_MS = 86_400_000
 
 
+class Terms(NamedTuple):
+    """What the settings and a task's own options say of its outcomes."""
+
+    serializer: str
+    ignore_result: bool
+    result_ttl_ms: int
+    # Whether its retry policy looks at what it returned.
+    reads_results: bool
+
+
 class Judge:
     """Knows the settings and the tasks' policies; changes nothing."""
 
     def __init__(self, config: Config, worker: str) -> None:
         self._config = config
         self._worker = worker
+        self._terms: dict[Task[..., Any], Terms] = {}
 
     def returned(self, attempt: Attempt, value: Any) -> Outcome:
         """Return the outcome of an attempt that returned."""
-        policy = attempt.task.retry_policy
-        if policy.reads_results:
+        terms = self._terms.get(attempt.task) or self._make_terms(attempt.task)
+        if terms.reads_results:
             ended = self._ended(attempt).returned(value)
-            if policy.wants(ended.state):
+            if attempt.task.retry_policy.wants(ended.state):
                 text = f"{attempt.task.name} returned what its policy retries"
                 return self._again(attempt, MaxRetriesExceeded(text), ended, None)
-        if self._ignores_result(attempt):
-            return Finished(self._report(attempt), self._ttl(attempt, failed=False))
-        try:
-            how, data = serializers.dumps(self._serializer(attempt), value)
-        except SerializationError as error:
-            return self.failed(attempt, SerializationError(f"the result: {error}"))
-        if len(data) > (limit := self._config.max_result_bytes):
-            text = f"the result has {len(data):,} bytes, over max_result_bytes={limit:,}"
-            return self.failed(attempt, MessageTooLarge(text))
-        report = self._report(attempt, serializer=how, value=data)
-        return Finished(report, self._ttl(attempt, failed=False))
+        ignored, how, data = attempt.envelope.ignore_result, None, b""
+        if not (terms.ignore_result if ignored is None else ignored):
+            try:
+                how, data = serializers.dumps(terms.serializer, value)
+            except SerializationError as error:
+                return self.failed(attempt, SerializationError(f"the result: {error}"))
+            if len(data) > (limit := self._config.max_result_bytes):
+                text = f"the result has {len(data):,} bytes, over max_result_bytes={limit:,}"
+                return self.failed(attempt, MessageTooLarge(text))
+        own = attempt.envelope.result_ttl_ms
+        ttl_ms = _kept(attempt, terms.result_ttl_ms if own is None else own)
+        return Finished(self._report(attempt, how, data), ttl_ms)
 
     def raised(self, attempt: Attempt, error: BaseException) -> Outcome:
         """Return the outcome of an attempt that raised."""
@@ -64,9 +79,9 @@ class Judge:
             extra=attempt.facts(),
         )
         history = self._history(attempt, error, 0.0)
-        failure = outcome.describe(error, self._serializer(attempt))
+        failure = outcome.describe(error, self._make_terms(attempt.task).serializer)
         report = self._report(attempt, failure=failure, errors=history.errors)
-        return Finished(report, self._ttl(attempt, failed=True))
+        return Finished(report, _kept(attempt, round(self._config.failure_ttl * 1000)))
 
     def _again(
         self, attempt: Attempt, error: BaseException, ended: retry.Attempt, request: Retry | None
@@ -91,43 +106,50 @@ class Judge:
         return RetryIn(round(delay * 1000), self._history(attempt, error, delay))
 
     def _ended(self, attempt: Attempt) -> retry.Attempt:
-        now_ms = attempt.delivery.now_ms()
+        now_ms = attempt.delivery.claim.now_ms()
         return retry.Attempt(attempt.context.attempt, attempt.started_ms, now_ms, attempt.history())
 
     def _history(self, attempt: Attempt, error: BaseException, delay: float) -> outcome.History:
-        number, now_ms = attempt.context.attempt, attempt.delivery.now_ms()
+        number, now_ms = attempt.context.attempt, attempt.delivery.claim.now_ms()
         line = outcome.attempt_error(number, error, now_ms)
         return outcome.next_history(attempt.history(), line, attempt.started_ms, delay)
 
-    def _report(self, attempt: Attempt, **body: Any) -> Report:
-        envelope = attempt.message.envelope
+    def _report(
+        self,
+        attempt: Attempt,
+        serializer: str | None = None,
+        value: bytes = b"",
+        failure: Failure | None = None,
+        errors: tuple[AttemptError, ...] = (),
+    ) -> Report:
+        envelope, context = attempt.envelope, attempt.context
         return Report(
             envelope.task,
             envelope.enqueued_ms,
             attempt.started_ms,
-            attempt.delivery.now_ms(),
+            attempt.delivery.claim.now_ms(),
             self._worker,
-            attempt.context.attempt,
-            attempt.context.delivery,
-            name=envelope.name,
-            **body,
+            context.attempt,
+            context.delivery,
+            serializer,
+            value,
+            failure,
+            errors,
+            envelope.name,
         )
 
-    def _serializer(self, attempt: Attempt) -> str:
-        return attempt.task.call_options.serializer or self._config.serializer
+    def _make_terms(self, task: Task[..., Any]) -> Terms:
+        own, config = task.call_options, self._config
+        kept = config.result_ttl if own.result_ttl is None else own.result_ttl
+        terms = self._terms[task] = Terms(
+            own.serializer or config.serializer,
+            ignore_result=bool(own.ignore_result),
+            result_ttl_ms=round(seconds("result_ttl", kept) * 1000),
+            reads_results=task.retry_policy.reads_results,
+        )
+        return terms
 
-    def _ignores_result(self, attempt: Attempt) -> bool:
-        sent = attempt.message.envelope.ignore_result
-        return bool(attempt.task.call_options.ignore_result if sent is None else sent)
 
-    def _ttl(self, attempt: Attempt, *, failed: bool) -> int:
-        """Return how long the outcome is kept, milliseconds."""
-        envelope, own = attempt.message.envelope, attempt.task.call_options.result_ttl
-        if failed:
-            ttl = round(self._config.failure_ttl * 1000)
-        elif envelope.result_ttl_ms is not None:
-            ttl = envelope.result_ttl_ms
-        else:
-            kept = self._config.result_ttl if own is None else seconds("result_ttl", own)
-            ttl = round(kept * 1000)
-        return max(ttl, NAMED_TTL_MS if envelope.name else LEAST_TTL_MS)
+def _kept(attempt: Attempt, ttl_ms: int) -> int:
+    """Return how long the outcome is kept, milliseconds."""
+    return max(ttl_ms, NAMED_TTL_MS if attempt.envelope.name else LEAST_TTL_MS)

@@ -39,9 +39,14 @@ class Meter:
     def caps(self, waiting: int) -> dict[str, int]:
         """Return how many messages of each quick task may come beyond the free slots.
 
-        `waiting` of them are here already.
+        `waiting` of them are here already. One claim takes no more than half of what may
+        be ahead: so while that half runs, the other one can be on its way.
         """
-        return {task: most - waiting for task, most in self._ahead.items() if most > waiting}
+        return {
+            task: min(most - waiting, (most + 1) // 2)
+            for task, most in self._ahead.items()
+            if most > waiting
+        }
 
     def _judge(self, task: str, durations: list[float]) -> None:
         if durations[len(durations) * 19 // 20] > QUICK_SECONDS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -11,12 +10,15 @@ from taskq.worker.delivery import Done
 
 
 class Outbox:
-    """Filled by the slots, emptied by the exchange."""
+    """Filled by the slots, emptied by the exchange.
+
+    Without a lock: the deque is never rebound, and what is put after a `take` has looked
+    finds the marks cleared, so that it sets them. A mark may outlive what it stands for;
+    then one `take` finds nothing.
+    """
 
     def __init__(self, notify: Callable[[], None]) -> None:
         self._notify = notify
-        # Guards the rest: a mark must not outlive what it stands for.
-        self._lock = threading.Lock()
         self._done: deque[Done] = deque()
         # When the oldest unsent one ended, by the monotonic clock; None while empty.
         self.since: float | None = None
@@ -28,19 +30,18 @@ class Outbox:
 
     def put(self, done: Done, *, prompt: bool = False, quiet: bool = False) -> None:
         """Add one; `prompt` if it should be sent at once, `quiet` if the caller sees to it."""
-        with self._lock:
-            self._done.append(done)
-            news = self.since is None or (prompt and not self.prompt)
-            self.prompt = self.prompt or prompt
-            if self.since is None:
-                self.since = clock.monotonic()
-        if news and not quiet:
+        self._done.append(done)
+        if self.since is None:
+            self.since, self.prompt = clock.monotonic(), prompt or self.prompt
+            if not quiet:
+                self._notify()
+        elif prompt and not self.prompt:
+            self.prompt = True
             self._notify()
 
     def take(self) -> list[Done]:
         """Return all there is at this moment. Called under the exchange's lock only."""
-        with self._lock:
-            taken = list(self._done)
-            self._done.clear()
-            self.since, self.prompt = None, False
-        return taken
+        # The marks first: what is put from here on sets them anew.
+        self.since, self.prompt = None, False
+        done = self._done
+        return [done.popleft() for _ in range(len(done))]

@@ -12,6 +12,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias, cast
 
 from taskq.broker import commands, keys
 from taskq.broker.commands import Command, Exchanged, Finish, Room
@@ -41,6 +42,9 @@ class Badge:
     digest: str
 
 
+_Pending: TypeAlias = tuple[Command[Exchanged], Sequence[Finish]]
+
+
 class Port:
     """One queue, as a child sees it. Touched under the exchange's lock only."""
 
@@ -63,7 +67,7 @@ class Port:
         self._seq = 0
         self._finishes: deque[Finish] = deque()
         # Sent and not answered: to be sent again before anything else.
-        self._pending: tuple[Command[Exchanged], Sequence[Finish]] | None = None
+        self._pending: _Pending | None = None
         # Finishes of claims made under an id whose lease was lost.
         self._strays: deque[tuple[bytes, Finish]] = deque()
 
@@ -112,19 +116,24 @@ class Port:
             self._strays.popleft()
             yield finish, reply.verdicts
 
-    def exchange(self, line: Line, room: Room) -> tuple[Exchanged, list[tuple[Finish, str]]] | None:
-        """End attempts and claim; return the reply, and the verdict on each finish.
-
-        None: Redis refused, or had heard of a later exchange.
-        """
+    def begin(self, line: Line, room: Room) -> None:
+        """Send what ended, and ask for messages; `end` must follow, before all else."""
         if self._pending is None:
             self._seq += 1
             batch = _first(self._finishes)
             self._pending = (self._command(self.worker, self.seq, batch, room), batch)
             self.hungry, self.rung = self.hungry and room.empty, False
-        command, finishes = self._pending
+        line.begin(self._pending[0])
+
+    def end(self, line: Line) -> tuple[Exchanged, Sequence[Finish]] | None:
+        """Return the reply to what was begun, and the finishes that its verdicts are on.
+
+        None: Redis refused, or had heard of a later exchange. Where the connection broke,
+        the next `begin` sends the very same again.
+        """
+        command, finishes = cast("_Pending", self._pending)
         try:
-            reply = line.run(command)
+            reply = line.finish(command)
         except BrokerUnavailable:
             raise
         except BrokerError as error:
@@ -142,7 +151,7 @@ class Port:
         if reply.next_due is not None:
             wait_ms = max(0, reply.next_due - reply.now_us // 1000)
             self.due_at = clock.monotonic() + wait_ms / 1000
-        return reply, list(zip(finishes, reply.verdicts, strict=False))
+        return reply, finishes
 
     def _isolate(self, line: Line, finishes: Sequence[Finish], error: BrokerError) -> None:
         """Redis refused a batch: send its parts one by one, and leave the culprit out."""

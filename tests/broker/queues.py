@@ -286,15 +286,15 @@ class Worker:
         return raw[1 : records.HEAD_BYTES]
 
     def succeeded(self, id: str, body: bytes = b"report", ttl_ms: int = TTL_MS) -> Finish:
-        record = commands.terminal_record(b"s", self.head(id), body)
+        record = b"s" + records.with_attempt(self.head(id)) + body
         return Finish("s", self.fields[id], record, ttl_ms)
 
     def failed(self, id: str, body: bytes = b"report", ttl_ms: int = TTL_MS) -> Finish:
-        record = commands.terminal_record(b"f", self.head(id), body)
+        record = b"f" + records.with_attempt(self.head(id)) + body
         return Finish("f", self.fields[id], record, ttl_ms)
 
     def refused(self, id: str, words: bytes = b"bad signature") -> Finish:
-        record = commands.terminal_record(b"r", self.head(id), words)
+        record = b"r" + records.with_attempt(self.head(id)) + words
         return Finish("r", self.fields[id], record, TTL_MS)
 
     def retry(self, id: str, delay_ms: int = 0, history: bytes = b"history") -> Finish:

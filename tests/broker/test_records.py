@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskq.broker import commands, records
+from taskq.broker import records
 from taskq.broker.records import NO_LABEL, NO_MARK, Record
 from taskq.broker.scripts import source
 from taskq.model.states import LETTERS, State
@@ -53,7 +53,7 @@ class TestWrite:
 
     def test_a_terminal_one_reads_back(self) -> None:
         head = records.fresh(1, CLAIM)
-        record = records.parse(commands.terminal_record(b"f", head, b"the report"))
+        record = records.parse(b"f" + records.with_attempt(head) + b"the report")
         assert (record.state, record.attempts, record.tail) == (State.FAILED, 1, b"the report")
 
 

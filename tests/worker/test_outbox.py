@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from taskq.broker.commands import Finish
-from taskq.worker.delivery import Delivery, Done
+from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.outbox import Outbox
 
 SLOTS, EACH = 4, 5000
@@ -25,7 +25,8 @@ def _restless() -> Iterator[None]:
 
 
 def done(number: int = 0) -> Done:
-    delivery = Delivery("q", b"w", b"1", "t", b"", b"", 1, 0.0, 0)
+    claim = Claim("q", b"w" * 32, b"0000000001", 1, 0.0, 0)
+    delivery = Delivery(claim, "t", b"", b"")
     return Done(delivery, Finish("s", b"%d" % number))
 
 

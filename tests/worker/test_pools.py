@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from taskq.broker.commands import Finish
-from taskq.worker.delivery import Delivery, Done
+from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.outbox import Outbox
 from taskq.worker.pools.coroutines import CoroutinePool
 from taskq.worker.pools.threads import ThreadPool
 from tests.eventually import let_pass, until
 
 PRODUCERS, EACH = 4, 2000
+CLAIM = Claim("q", b"w" * 32, b"0000000001", 1, 0.0, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def _restless() -> Iterator[None]:
 
 
 def delivery(number: int) -> Delivery:
-    return Delivery("q", b"w", b"1", "t", b"", b"%d" % number, 1, 0.0, 0)
+    return Delivery(CLAIM, "t", b"", b"%d" % number)
 
 
 def number_of(one: Delivery) -> int:

@@ -1,10 +1,11 @@
 -- exchange: end attempts and claim messages, in one call. A repeat gets the same reply.
 -- KEYS  base
--- ARGV  worker seq digest lease_ms publish threads coroutines finishes (kind field payload number)*finishes (task cap)*
+-- ARGV  worker seq digest lease_ms publish threads coroutines lots (kind number count (field payload)*count)*lots (task cap)*
 -- Returns {word now_us next_due more verdicts (record message)*}    word: 'ok' | 'lost' | 'stale'
 -- use: core clock records lanes scheduled dead running
 --
--- finishes  's', 'f' payload is the terminal record, number its TTL in ms
+-- lots      ends of attempts, of one kind and number each:
+--           's', 'f' payload is the terminal record, number its TTL in ms
 --           'y' retry: payload is the history, number the delay in ms
 --           'b' release: back to where it came from, uncounted
 --           'r' refused: payload is the terminal record, number its TTL in ms
@@ -94,14 +95,18 @@ local function finish(kind, field, payload, number)
 end
 
 -- A number that Redis would refuse must be refused before the first write.
-local at, after = 9, 9 + 4 * tonumber(ARGV[8])
-local ending, least = {}, {s = 1, f = 1, r = 1, y = 0, b = 0}
-for i = at, after - 1, 4 do
-  local kind = ARGV[i]
-  if (tonumber(ARGV[i + 3]) or -1) < least[kind] then
+local at, lots, ending = 9, {}, {}
+local least = {s = 1, f = 1, r = 1, y = 0, b = 0}
+for n = 1, tonumber(ARGV[8]) do
+  local kind, number, first = ARGV[at], ARGV[at + 1], at + 3
+  at = first + 2 * tonumber(ARGV[at + 2])
+  if (tonumber(number) or -1) < least[kind] then
     return redis.error_reply('ERR invalid expire time or delay')
   end
-  if kind == 's' or kind == 'f' then ending[#ending + 1] = ARGV[i + 1] end
+  lots[n] = {kind = kind, number = number, first = first, last = at - 1}
+  if kind == 's' or kind == 'f' then
+    for i = first, at - 1, 2 do ending[#ending + 1] = ARGV[i] end
+  end
 end
 
 local repeated = sub(last, 1, 10) == seq
@@ -112,11 +117,13 @@ if repeated then
   verdicts[1] = string.match(last, ';(.*)$')
 else
   all_held = #ending == 0 or call('HDEL', running, unpack(ending)) == #ending
-  for i = at, after - 1, 4 do
-    verdicts[#verdicts + 1] = finish(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+  for _, lot in ipairs(lots) do
+    for i = lot.first, lot.last, 2 do
+      verdicts[#verdicts + 1] = finish(lot.kind, ARGV[i], ARGV[i + 1], lot.number)
+    end
   end
 end
-verdicts, at = table.concat(verdicts), after
+verdicts = table.concat(verdicts)
 local caps = {}
 for i = at, #ARGV, 2 do caps[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
@@ -163,11 +170,10 @@ local claims, records, taken, places = {}, {}, {}, 0
 local claim = worker .. seq
 local fresh = 'R' .. NO_LABEL .. string.rep('0', 12) .. '000001' .. digits(now_us) .. claim
 
--- magic, anything, id, expiry
-local OURS = '^TQ' .. string.rep('.', 10) .. string.rep('[0-9a-f]', 32) .. string.rep('%d', 13)
-
-local function is_ours(message)
-  return #message > 73 and string.find(message, OURS) ~= nil
+-- Whether Lua can read what it must: magic, id and expiry.
+local function is_ours(id, message)
+  return #message > 73 and sub(message, 1, 2) == 'TQ' and string.find(id, '^%x+$')
+    and (sub(message, 45, 57) == NEVER or string.find(sub(message, 45, 57), '^%d+$'))
 end
 
 local function claimed_record(record)
@@ -180,7 +186,7 @@ end
 
 -- Whether a popped message is to be run; if not, see to it. `known` is its record.
 local function is_to_run(lane, id, message, known)
-  if not is_ours(message) then
+  if not is_ours(id, message) then
     local reason = 'not a taskq message'
     set_aside('raw-' .. digits(now_us) .. '-' .. looked, lane, message, reason)
     -- Whoever waits for the message whose id these bytes bear, need not.
