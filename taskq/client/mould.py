@@ -5,6 +5,7 @@ Made once for a batch: what is left for each call is to write, sign and number i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from taskq.broker import keys, records
@@ -68,21 +69,23 @@ class Mould:
         return written
 
     def cast(self, written: Written) -> Outgoing:
-        """Return the signed message of a call, ready to be sent; each has an id of its own."""
-        options = self._options
-        envelope = Envelope(
-            self._task,
-            clock.now_ms(),
-            *written,
-            options.id,
-            options.ignore_result,
-            self._ttl_ms,
-            self._headers,
-        )
-        expires_ms = options.expires_ms
-        one = Message(self._id or message.new_id(), expires_ms, envelope)
-        raw = message.encode(one, self._seal)
-        return Outgoing(one, raw, self._lane, records.label(self._mark, expires_ms), self._due)
+        """Return the signed message of a call, ready to be sent."""
+        return self.cast_all([written])[0]
+
+    def cast_all(self, calls: Iterable[Written]) -> list[Outgoing]:
+        """Return the signed messages of calls made now; each has an id of its own."""
+        options, task, lane, due = self._options, self._task, self._lane, self._due
+        ttl_ms, headers, seal = self._ttl_ms, self._headers, self._seal
+        now_ms, expires_ms = clock.now_ms(), options.expires_ms
+        label = records.label(self._mark, expires_ms)
+        outgoing: list[Outgoing] = []
+        for how, body in calls:
+            envelope = Envelope(
+                task, now_ms, how, body, options.id, options.ignore_result, ttl_ms, headers
+            )
+            one = Message(self._id or message.new_id(now_ms), expires_ms, envelope)
+            outgoing.append(Outgoing(one, message.encode(one, seal), lane, label, due))
+        return outgoing
 
     def _too_large(self, size: int) -> MessageTooLarge:
         msg = (

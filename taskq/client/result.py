@@ -33,6 +33,12 @@ _UNSET: Any = object()
 class Result(Generic[R_co]):
     """A handle on the outcome of one message. Pickles by its id."""
 
+    # A program may hold a million of them.
+    __slots__ = (
+        "__weakref__", "_last", "_lost", "_name", "_record", "_stored", "_task", "_value",
+        "app", "queue", "wire_id",
+    )  # fmt: skip
+
     def __init__(
         self,
         app: TaskQ,
@@ -43,7 +49,6 @@ class Result(Generic[R_co]):
         task: str | None = None,
         stored: bool = True,
     ) -> None:
-        self.app_name = app.name
         self.queue = queue
         self.wire_id = wire_id or app.wire_id(name)
         self.app = app
@@ -54,6 +59,11 @@ class Result(Generic[R_co]):
         self._lost = False
         self._last = State.UNKNOWN
         self._value: R_co = _UNSET
+
+    @property
+    def app_name(self) -> str:
+        """The name of its app."""
+        return self.app.name
 
     @property
     def id(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
@@ -24,6 +25,7 @@ E = TypeVar("E", BrokerError, DuplicateMessage)
 
 # The script's letter for an id that another task's message has.
 REFUSED = "x"
+_SENT: Written = ("", b"")
 
 
 def send(app: TaskQ, signature: Signature[T]) -> Result[T]:
@@ -68,7 +70,7 @@ async def asend_many(app: TaskQ, calls: Iterable[Signature[T]]) -> list[Result[T
     return batch.results()
 
 
-class _Entry(msgspec.Struct, Generic[T]):
+class _Entry(msgspec.Struct, Generic[T], gc=False):
     """One call of a batch, on its way."""
 
     call: Signature[T]
@@ -76,12 +78,23 @@ class _Entry(msgspec.Struct, Generic[T]):
     written: Written
     outgoing: Outgoing | None = None
     verdict: str = ""
+    # Once it was accepted; its bytes are let go of.
+    result: Result[T] | None = None
 
     def cast(self) -> Outgoing:
         """Return the signed message; it is made once."""
         if self.outgoing is None:
             self.outgoing = self.mould.cast(self.written)
         return self.outgoing
+
+
+def _cast(entries: Sequence[_Entry[Any]]) -> Iterator[Outgoing]:
+    """Sign what is not signed yet, each task's calls at once; return all of them."""
+    for mould, lot in itertools.groupby(entries, lambda entry: entry.mould):
+        fresh = list(lot)
+        for entry, one in zip(fresh, mould.cast_all(entry.written for entry in fresh), strict=True):
+            entry.outgoing = one
+            yield one
 
 
 class _Batch(Generic[T]):
@@ -104,10 +117,9 @@ class _Batch(Generic[T]):
             queues.setdefault(entry.mould.base, []).append(entry)
         for base, entries in queues.items():
             for at in range(0, len(entries), commands.MOST_MESSAGES):
-                by_message = {
-                    id(one.cast()): one for one in entries[at : at + commands.MOST_MESSAGES]
-                }
-                outgoing = [one.cast() for one in by_message.values()]
+                some = entries[at : at + commands.MOST_MESSAGES]
+                by_message = {id(one): entry for one, entry in zip(_cast(some), some, strict=True)}
+                outgoing = [entry.cast() for entry in some]
                 for page, command in commands.send(base, outgoing):
                     self._pages.append([by_message[id(one)] for one in page])
                     yield command
@@ -116,13 +128,17 @@ class _Batch(Generic[T]):
         """Note what Redis said to the page that was sent first."""
         for entry, verdict in zip(self._pages.popleft(), verdicts, strict=True):
             entry.verdict = verdict
+            if verdict != REFUSED:
+                entry.result = _result(self._app, entry.call, entry.cast())
+                entry.outgoing, entry.written = None, _SENT
 
     def results(self) -> list[Result[T]]:
         """Return the handles, in the order of the calls."""
-        for entry in self._entries:
-            if entry.verdict == REFUSED:
-                raise self._with_parts(_duplicate(entry.call, entry.cast()))
-        return [_result(self._app, entry.call, entry.cast()) for entry in self._entries]
+        accepted = [entry.result for entry in self._entries if entry.result is not None]
+        if len(accepted) < len(self._entries):
+            refused = next(entry for entry in self._entries if entry.verdict == REFUSED)
+            raise self._with_parts(_duplicate(refused.call, refused.cast()))
+        return accepted
 
     def torn(self, error: BrokerError) -> BrokerError:
         """Return the error that befell a page, with what was sent and what was not."""
@@ -142,11 +158,9 @@ class _Batch(Generic[T]):
             yield _Entry(call, mould, mould.write(call.args, call.kwargs))
 
     def _with_parts(self, error: E) -> E:
-        parts: tuple[list[_Entry[T]], list[_Entry[T]]] = ([], [])
-        for entry in self._entries:
-            parts[entry.verdict in ("", REFUSED)].append(entry)
-        error.sent = [_result(self._app, entry.call, entry.cast()) for entry in parts[0]]
-        error.unsent = [entry.call.fixed(entry.cast()) for entry in parts[1]]
+        error.sent = [entry.result for entry in self._entries if entry.result is not None]
+        rest = [entry for entry in self._entries if entry.result is None]
+        error.unsent = [entry.call.fixed(entry.cast()) for entry in rest]
         return error
 
 

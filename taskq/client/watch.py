@@ -31,10 +31,11 @@ class Followed(Protocol):
     """A result, as far as a wait knows it."""
 
     app: Any
-    app_name: str
     queue: str
     wire_id: str
 
+    @property
+    def app_name(self) -> str: ...
     @property
     def id(self) -> str: ...
     # Whether nothing more can come.

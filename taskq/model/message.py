@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 
 from taskq.errors import ConfigError
-from taskq.model import clock
 from taskq.model.signing import BadSignature, Seal
 
 MAGIC, VERSION = b"TQ", b"1"
@@ -27,6 +26,11 @@ ID_BYTES = 32
 NEVER = b"0" * 13
 # The digit that begins with the bits 10, as RFC 9562 wants it, for any digit.
 _VARIANTS = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
+
+# The random parts of the next ids. Any thread pops; a forked child draws its own.
+_tails: list[str] = []
+_DRAWN_AT_ONCE = 256
+os.register_at_fork(after_in_child=_tails.clear)
 
 WIRE_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -67,11 +71,24 @@ _encode_envelope = msgspec.msgpack.Encoder().encode
 _decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
 
 
-def new_id() -> str:
+def new_id(now_ms: int) -> str:
     """Return a new UUIDv7 (RFC 9562 section 5.7) as 32 hex digits: ordered by time."""
-    random = os.urandom(10).hex()
-    variant = _VARIANTS[random[3]]
-    return f"{clock.now_ms():012x}7{random[:3]}{variant}{random[4:19]}"
+    try:
+        tail = _tails.pop()
+    except IndexError:
+        tail = _draw()
+    return f"{now_ms:012x}{tail}"
+
+
+def _draw() -> str:
+    """Return what follows the time in an id, and keep more: each call of the system is dear."""
+    digits = os.urandom(10 * _DRAWN_AT_ONCE).hex()
+    tails = [
+        f"7{digits[at : at + 3]}{_VARIANTS[digits[at + 3]]}{digits[at + 4 : at + 19]}"
+        for at in range(0, len(digits), 20)
+    ]
+    _tails.extend(tails[1:])
+    return tails[0]
 
 
 def check_name(name: object) -> str:
@@ -95,8 +112,7 @@ def encode(message: Message, seal: Seal) -> bytes:
     """Return the signed bytes of a message."""
     body = _encode_envelope(message.envelope)
     expires = b"%013d" % message.expires_ms if message.expires_ms else NEVER
-    algorithm = seal.algorithm(len(body))
-    header = b"TQ1" + algorithm + seal.key_id + message.id.encode() + expires
+    header = b"TQ1" + seal.mark(len(body)) + message.id.encode() + expires
     return header + seal.tag(header, body) + body
 
 

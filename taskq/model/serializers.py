@@ -22,6 +22,8 @@ _PROTOCOL = 5
 # A class or function of a script is pickled by reference to `__main__` or `__mp_main__`,
 # and the worker's own `__main__` is another program: those go by value.
 _SCRIPT = b"main__"
+# STACK_GLOBAL, by which protocol 5 refers to any class or function. Without it there is none.
+_GLOBAL = b"\x93"
 
 _json_encode = msgspec.json.Encoder().encode
 _json_decode = msgspec.json.Decoder().decode
@@ -68,14 +70,15 @@ def loads(serializer: str, data: bytes) -> Any:
 
 
 def _pickle(value: Any) -> tuple[str, bytes]:
-    if not cloudpickle.list_registry_pickle_by_value():
-        try:
-            data = pickle.dumps(value, _PROTOCOL)
-        except Exception:  # noqa: BLE001 - a lambda, a closure, a local class: by value
-            return _pickle_by_value(value)
-        if _SCRIPT not in data:
-            return PICKLE, data
-    return _pickle_by_value(value)
+    try:
+        data = pickle.dumps(value, _PROTOCOL)
+    except Exception:  # noqa: BLE001 - a lambda, a closure, a local class: by value
+        return _pickle_by_value(value)
+    if _GLOBAL not in data:
+        return PICKLE, data
+    if _SCRIPT in data or cloudpickle.list_registry_pickle_by_value():
+        return _pickle_by_value(value)
+    return PICKLE, data
 
 
 def _pickle_by_value(value: Any) -> tuple[str, bytes]:

@@ -76,20 +76,21 @@ class Seal:
         self._taggers = {key_id(key): _taggers(key, domain, scope) for key in keys}
         self.key_id = key_id(keys[0]) if keys else NO_KEY_ID
         self._small, self._large = self._taggers.get(self.key_id, (_no_tag, _no_tag))
+        self._marks = [word + self.key_id for word in (BLAKE2B, HMAC_SHA256)]
+        if not keys:
+            self._marks = [UNSIGNED + NO_KEY_ID] * 2
 
-    def algorithm(self, size: int) -> bytes:
-        """Return the letter of the algorithm for a body of `size` bytes."""
-        if self.key_id == NO_KEY_ID:
-            return UNSIGNED
-        return BLAKE2B if size <= LARGE else HMAC_SHA256
+    def mark(self, size: int) -> bytes:
+        """Return how a body of `size` bytes is signed: the algorithm's letter, the key's id."""
+        return self._marks[size > LARGE]
 
     def tag(self, header: bytes, body: bytes) -> bytes:
         """Return the tag over `header` and `body`, 16 bytes."""
         return (self._small if len(body) <= LARGE else self._large)(header, body)
 
     def stamp(self, header: bytes, body: bytes) -> bytes:
-        """Return all that is needed to verify: algorithm, id of the key, tag."""
-        return self.algorithm(len(body)) + self.key_id + self.tag(header, body)
+        """Return all that is needed to verify: the mark and the tag."""
+        return self._marks[len(body) > LARGE] + self.tag(header, body)
 
     def verify(self, key: bytes, algorithm: bytes, header: bytes, body: bytes, tag: bytes) -> None:
         """Return if `tag` is right.

@@ -15,7 +15,7 @@ from taskq.broker.connection import Endpoint
 from taskq.broker.records import Record
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
-from taskq.model import message
+from taskq.model import clock, message
 from taskq.model.message import Envelope, Message
 from taskq.model.signing import Domain, Keyring
 from taskq.model.states import State
@@ -87,7 +87,7 @@ class Queue:
         due: str | None = None,
     ) -> Outgoing:
         """Return a message as a producer sends it; `name` is an id given by a person."""
-        id = message.id_of(self.app, name) if name else id or message.new_id()
+        id = message.id_of(self.app, name) if name else id or message.new_id(clock.now_ms())
         one = Message(id, expires_ms, Envelope(task, 0, "pickle", body, name))
         label = records.label(records.mark_of(task) if name else None, expires_ms)
         raw = message.encode(one, self.seal)
@@ -95,7 +95,7 @@ class Queue:
 
     def messages(self, count: int, task: str = ADD, **options: Any) -> list[Outgoing]:
         """Return several messages whose ids are in their order."""
-        first = int(message.new_id(), 16)
+        first = int(message.new_id(clock.now_ms()), 16)
         return [self.message(task, id=f"{first + at:032x}", **options) for at in range(count)]
 
     def enqueue(self, *outgoing: Outgoing) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from taskq import MessageRefused, ResultTampered, State, TaskQ
 from taskq.broker import keys, queries
-from taskq.model import message
+from taskq.model import clock, message
 from taskq.model.message import BODY_AT, HEADER_BYTES, Envelope, Message, new_id
 from taskq.model.signing import Domain, Keyring, Seal
 from taskq.testing import running_worker
@@ -63,7 +63,9 @@ def trace(tmp_path: Path) -> Path:
 
 def written(seal: Seal, trace: Path, task: str = ADD) -> bytes:
     body = pickle.dumps(((Canary(trace), None), {}))
-    return message.encode(Message(new_id(), 0, Envelope(task, 1, "pickle", body)), seal)
+    return message.encode(
+        Message(new_id(clock.now_ms()), 0, Envelope(task, 1, "pickle", body)), seal
+    )
 
 
 def smuggle(app: TaskQ, raw: bytes, task: str = ADD) -> None:

@@ -223,7 +223,7 @@ class TestPeek:
 class TestIds:
     def test_a_new_one_is_a_uuid_of_version_seven(self) -> None:
         before = clock.now_ms()
-        text = message.new_id()
+        text = message.new_id(clock.now_ms())
         one = uuid.UUID(text)
         assert message.WIRE_ID.fullmatch(text)
         assert (one.version, one.variant) == (7, uuid.RFC_4122)
@@ -232,11 +232,11 @@ class TestIds:
     def test_they_are_ordered_by_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         instants = itertools.count(1_700_000_000_000, 1)
         monkeypatch.setattr(clock, "now_ms", lambda: next(instants))
-        made = [message.new_id() for _ in range(100)]
+        made = [message.new_id(clock.now_ms()) for _ in range(100)]
         assert made == sorted(made)
 
     def test_no_two_are_the_same(self) -> None:
-        assert len({message.new_id() for _ in range(10_000)}) == 10_000
+        assert len({message.new_id(clock.now_ms()) for _ in range(10_000)}) == 10_000
 
     def test_a_name_has_one_id_in_each_app(self) -> None:
         assert message.id_of("shop", "order-42") == message.id_of("shop", "order-42")
@@ -257,5 +257,5 @@ class TestIds:
 def signed(envelope: list[object] | bytes, seal: Seal) -> bytes:
     """Return well-signed bytes around any envelope."""
     body = envelope if isinstance(envelope, bytes) else msgspec.msgpack.encode(envelope)
-    header = b"TQ1" + seal.algorithm(len(body)) + seal.key_id + ID.encode() + b"%013d" % 0
+    header = b"TQ1" + seal.mark(len(body))[:1] + seal.key_id + ID.encode() + b"%013d" % 0
     return header + seal.tag(header, body) + body
