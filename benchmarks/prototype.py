@@ -76,6 +76,10 @@ class Place:
         return self.base + "ready"
 
     @property
+    def bell(self) -> str:
+        return self.base + "bell"
+
+    @property
     def running(self) -> str:
         return self.base + "running"
 
@@ -132,7 +136,13 @@ class Line:
         self._connection.connect()
 
     def call(self, *command: Any) -> Any:
+        self.send(*command)
+        return self.receive()
+
+    def send(self, *command: Any) -> None:
         self._connection.send_command(*command, check_health=False)
+
+    def receive(self) -> Any:
         return self._connection.read_response()
 
     def close(self) -> None:
@@ -144,7 +154,7 @@ class Producer:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.line = Line(place.url)
+        self.line, self.news = Line(place.url), Line(place.url)
         self.wire = Wire(place.secret)
 
     def enqueue(self, calls: Iterable[object], per_push: int = 1000) -> list[bytes]:
@@ -156,11 +166,29 @@ class Producer:
         return [id_bytes for id_bytes, _ in pairs]
 
     def round_trip(self, call: object) -> Any:
+        """Subscribe, push one call and ring, read the result as it is published."""
+        id_bytes = new_id()
+        channel = self.place.channels.encode() + id_bytes
+        self.news.send("SUBSCRIBE", channel)
+        self.line.send("LPUSH", self.place.ready, self.wire.message(id_bytes, call))
+        self.line.send("LPUSH", self.place.bell, b"1")
+        self.line.receive()
+        self.line.receive()
+        while (reply := self.news.receive())[0] != b"message":
+            pass
+        self.news.send("UNSUBSCRIBE", channel)
+        return self.wire.value(id_bytes, reply[2])
+
+    def echo_by_lists(self, call: object) -> Any:
         """Push one call and block until its result is pushed back."""
         id_bytes = new_id()
         self.line.call("LPUSH", self.place.ready, self.wire.message(id_bytes, call))
         _, raw = self.line.call("BLPOP", self.place.results.encode() + id_bytes, 4)
         return self.wire.value(id_bytes, raw)
+
+    def close(self) -> None:
+        self.line.close()
+        self.news.close()
 
     def outcomes(self, ids: list[bytes]) -> int:
         """Return how many of these calls have a result, after verifying each."""
@@ -231,9 +259,17 @@ class Worker:
         )
         return got
 
+    def answer(self) -> None:
+        """Wait for the bell, claim, run, store and publish; until the process is ended."""
+        bell = Line(self._place.url)
+        while True:
+            bell.call("BLPOP", self._place.bell, 4)
+            while got := self._exchange():
+                self._ended.extend(self._run(raw) for raw in got)
+
 
 def echo(place: Place) -> None:
-    """Answer calls one at a time, blocking both ways, until the process is ended."""
+    """Answer calls pushed to a list by a push to another, until the process is ended."""
     line, wire = Line(place.url), Wire(place.secret)
     while True:
         popped = line.call("BLPOP", place.ready, 4)
@@ -255,6 +291,8 @@ def main() -> None:
     place = Place(url, base, os.environ["TASKQ_SECRET"])
     if mode == "echo":
         echo(place)
+    elif mode == "answer":
+        Worker(place, 1).answer()
     else:
         Worker(place, int(mode)).drain()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,8 +28,8 @@ def follow_sync(
     """Yield each result once it is terminal, blocking."""
     _check_task(in_task=in_task)
     deadline = _deadline(timeout)
-    wake = threading.Event()
-    steps = _plan(app, results, Wait(wake.set), once=deadline <= clock.monotonic())
+    wait = Wait()
+    steps = _plan(app, results, wait, once=deadline <= clock.monotonic())
     reply: Any = None
     with contextlib.closing(steps):
         while (step := _next(steps, reply)) is not None:
@@ -43,13 +42,12 @@ def follow_sync(
                 elif isinstance(step, watch.Ask):
                     reply = app.broker.call(*step.arguments, within=left)
                 elif left > 0:
-                    wake.wait(min(step.seconds, left))
-                    wake.clear()
+                    app.waiter.rest(wait, min(step.seconds, left))
                 else:
                     break
             except BrokerUnavailable as error:
                 reply = error
-                wake.wait(_AWAY_SECONDS)
+                clock.sleep(min(_AWAY_SECONDS, max(0.0, left)))
     _check_over(results)
 
 

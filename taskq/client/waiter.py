@@ -2,6 +2,10 @@
 
 Subscribe, then read, then wait; after a reconnect read again, and every few seconds in
 any case. So no outcome is missed, whatever was published while nobody listened.
+
+Whoever waits blocking reads the connection himself, for all; those who come while
+somebody reads are told by him, and one of them follows him. For those who await a thread
+reads, while there are any.
 """
 
 from __future__ import annotations
@@ -15,21 +19,25 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from taskq.broker.connection import CLIENT_ERRORS, Endpoint
+from taskq.broker.connection import CLIENT_ERRORS, SOCKET_TIMEOUT, Endpoint
 from taskq.model import clock
 
 log = logging.getLogger("taskq.client")
 
-# How long the reader blocks before it looks whether it should end.
+# How long a reader blocks before it looks whether it should end.
 _READ_SECONDS = 1.0
+_MOST_STALE = 100
 _RECONNECT_SECONDS = (0.05, 1.0)
 
 
 class Wait:
     """What one caller waits for; `notify` wakes it."""
 
-    def __init__(self, notify: Callable[[], None]) -> None:
-        self.notify = notify
+    def __init__(self, notify: Callable[[], None] | None = None) -> None:
+        # Of a caller who blocks.
+        self.wake = threading.Event()
+        self.awaited = notify is not None
+        self.notify = notify or self.wake.set
         # (channel, outcome) as published. Appended by the reader, taken by the caller.
         self.news: deque[tuple[bytes, bytes]] = deque()
         # Channels not yet confirmed by Redis. Only touched under the waiter's lock.
@@ -39,7 +47,7 @@ class Wait:
 
 
 class Waiter:
-    """The process's subscriptions, and the thread that reads what they bring."""
+    """The process's subscriptions, and who reads what they bring."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -48,11 +56,21 @@ class Waiter:
 
     def reset(self) -> None:
         """Begin without subscriptions. After a fork: the parent keeps those it has."""
+        # Held by the one who reads the connection; only he opens and closes it.
+        self._reading = threading.Lock()
         # Guards all fields below. Held for memory work and for one small write at most.
         self._lock = threading.Lock()
         self._waits: dict[bytes, list[Wait]] = {}
         self._confirmed: set[bytes] = set()
+        # Subscribed channels that nobody waits for: told to Redis with the next that is new.
+        self._stale: set[bytes] = set()
         self._connection: Any = None
+        # After a broken connection: how long to rest before the next one.
+        self._rest = 0.0
+        # Blocking callers that rest, because another one reads.
+        self._resting: list[Wait] = []
+        # The waits of those who await, and the thread that reads for them.
+        self._awaited: set[Wait] = set()
         self._thread: threading.Thread | None = None
 
     def subscribe(self, channels: Iterable[bytes], wait: Wait) -> None:
@@ -60,83 +78,154 @@ class Waiter:
         with self._lock:
             new: list[bytes] = []
             for channel in channels:
-                waits = self._waits.setdefault(channel, [])
+                waits = self._waits.get(channel)
+                if waits is None:
+                    waits = self._waits[channel] = []
+                    if channel in self._stale:
+                        self._stale.discard(channel)
+                    else:
+                        new.append(channel)
                 waits.append(wait)
                 if channel not in self._confirmed:
                     wait.unconfirmed.add(channel)
-                if len(waits) == 1:
-                    new.append(channel)
-            self._start()
-            self._send("SUBSCRIBE", new)
+            self._send(new)
+            if wait.awaited:
+                self._awaited.add(wait)
+                self._start()
 
     def unsubscribe(self, channels: Iterable[bytes], wait: Wait) -> None:
         """End what `subscribe` began."""
         with self._lock:
-            gone: list[bytes] = []
             for channel in channels:
                 waits = self._waits.get(channel, [])
                 if wait in waits:
                     waits.remove(wait)
                     if not waits:
                         del self._waits[channel]
-                        self._confirmed.discard(channel)
-                        gone.append(channel)
-            self._send("UNSUBSCRIBE", gone)
+                        self._stale.add(channel)
+            if len(self._stale) > _MOST_STALE:
+                self._send([])
+
+    def leave(self, wait: Wait) -> None:
+        """Note that a wait is over."""
+        with self._lock:
+            self._awaited.discard(wait)
+
+    def rest(self, wait: Wait, seconds: float) -> None:
+        """Block until `wait` is notified, at most so long; read the news if nobody does."""
+        deadline = clock.monotonic() + seconds
+        with self._lock:
+            self._resting.append(wait)
+        try:
+            if self._reading.acquire(blocking=False):
+                try:
+                    self._read_until(deadline, wait.wake.is_set)
+                finally:
+                    self._reading.release()
+            else:
+                wait.wake.wait(seconds)
+        finally:
+            with self._lock:
+                self._resting.remove(wait)
+                follower = self._resting[0] if self._resting else None
+            wait.wake.clear()
+            # He may have been told while the connection was still in use: he looks again.
+            if follower is not None and not self._reading.locked():
+                follower.notify()
 
     def close(self) -> None:
-        """End the reader. A later wait starts a new one."""
+        """Close the connection. A later wait opens a new one."""
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join(2 * _READ_SECONDS)
+        if self._reading.acquire(timeout=2 * _READ_SECONDS):
+            try:
+                self._disconnect()
+            finally:
+                self._reading.release()
 
     def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._read_on, name="taskq-waiter", daemon=True)
             self._thread.start()
 
-    def _send(self, word: str, channels: list[bytes]) -> None:
-        """Write to the connection, if there is one; the reader subscribes otherwise."""
-        if channels and self._connection is not None:
-            # A broken connection: the reader notices it and subscribes anew.
+    def _send(self, new: list[bytes]) -> None:
+        """Subscribe, and end what is stale: in one packet, if there is a connection.
+
+        Where there is none, or it is broken, the reader subscribes to all when he has one.
+        """
+        words = [("SUBSCRIBE", *new)] if new else []
+        if self._stale:
+            words.append(("UNSUBSCRIBE", *self._stale))
+            self._confirmed -= self._stale
+            self._stale.clear()
+        if words and self._connection is not None:
             with contextlib.suppress(*CLIENT_ERRORS):
-                self._connection.send_command(word, *channels, check_health=False)
+                packed = self._connection.pack_commands(words)
+                self._connection.send_packed_command(packed, check_health=False)
 
     def _read_on(self) -> None:
+        """Read while somebody awaits."""
         me = threading.current_thread()
-        pause = _RECONNECT_SECONDS[0]
-        while self._thread is me:
-            connection = self._endpoint.connection()
+        while True:
+            with self._reading:
+                self._read_until(clock.monotonic() + _READ_SECONDS, lambda: self._thread is not me)
+            with self._lock:
+                if self._thread is me and self._awaited:
+                    continue
+                if self._thread is me:
+                    self._thread = None
+                follower = self._resting[0] if self._resting else None
+            if follower is not None:
+                follower.notify()
+            return
+
+    def _read_until(self, deadline: float, stop: Callable[[], bool]) -> None:
+        """Hand out news until `stop()` or a monotonic instant. Called under `_reading`."""
+        while not stop() and (left := deadline - clock.monotonic()) > 0:
             try:
-                self._connect(connection)
-                pause = _RECONNECT_SECONDS[0]
-                while self._thread is me:
-                    if connection.can_read(timeout=_READ_SECONDS):
-                        self._handle(connection.read_response())
+                if self._connection is None:
+                    self._connect(left)
+                elif self._connection.can_read(timeout=min(left, _READ_SECONDS)):
+                    self._handle(self._connection.read_response())
             except CLIENT_ERRORS as error:
                 log.debug("waiting: %s: %s", self._endpoint.place, error)
-                clock.sleep(pause)
-                pause = min(2 * pause, _RECONNECT_SECONDS[1])
-            finally:
-                self._disconnect(connection)
+                self._disconnect()
+                self._rest = min(max(2 * self._rest, _RECONNECT_SECONDS[0]), _RECONNECT_SECONDS[1])
+            except BaseException:
+                # Interrupted in the midst of a reply: the next reader would read the rest.
+                self._disconnect()
+                raise
 
-    def _connect(self, connection: Any) -> None:
-        connection.connect()
+    def _connect(self, left: float) -> None:
+        if self._rest > 0:
+            clock.sleep(min(self._rest, left))
+        connection = self._endpoint.connection()
+        # Whoever waits for a short time does not wait longer for a host that is silent.
+        connection.socket_connect_timeout = max(0.05, min(SOCKET_TIMEOUT, left))
+        try:
+            connection.connect()
+        except BaseException:
+            connection.disconnect()
+            raise
+        self._rest = 0.0
         with self._lock:
             self._connection = connection
             for channel, waits in self._waits.items():
                 for wait in waits:
                     wait.unconfirmed.add(channel)
-            self._send("SUBSCRIBE", list(self._waits))
+            self._stale.clear()
+            self._send(list(self._waits))
 
-    def _disconnect(self, connection: Any) -> None:
+    def _disconnect(self) -> None:
         with self._lock:
-            if self._connection is connection:
-                self._connection = None
+            connection, self._connection = self._connection, None
             self._confirmed.clear()
             waits = {id(wait): wait for waits in self._waits.values() for wait in waits}
-        with contextlib.suppress(*CLIENT_ERRORS):  # it is broken already
-            connection.disconnect()
+        if connection is not None:
+            with contextlib.suppress(*CLIENT_ERRORS):  # it is broken already
+                connection.disconnect()
         for wait in waits.values():
             wait.missed = True
             wait.notify()

@@ -146,6 +146,7 @@ def follow(waiter: Waiter, results: Iterable[F], wait: Wait) -> Steps[F]:
                 yield Pause(_nap(window, min(reread_at, patience)))
     finally:
         waiter.unsubscribe(list(window.open), wait)
+        waiter.leave(wait)
 
 
 def poll(results: Iterable[F]) -> Steps[F]:

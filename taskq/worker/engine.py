@@ -73,7 +73,9 @@ class Engine:
         self._moved = threading.Condition()
         self._lifespan: AbstractContextManager[Any] | AbstractAsyncContextManager[Any] | None = None
         self._executor = Executor(app, plan.name)
-        self._outbox = Outbox(self._attention.set)
+        # Until when it sleeps by itself; infinite while it is awake.
+        self._tend_at = math.inf
+        self._outbox = Outbox(self._ended)
         slots = Slots(plan.threads, plan.coroutines)
         endpoint = app.access.endpoint
         badge = Badge(plan.name, round(app.config.lease * 1000), self.kinds, self.digest)
@@ -82,7 +84,7 @@ class Engine:
         child = secrets.token_hex(8)
         self._bell = Bell(app.name, endpoint, plan.queues, self.digest, child)
         self._threads = ThreadPool(
-            plan.threads, self._executor.run, self._outbox, self.exchange.lead
+            plan.threads, self._executor.run, self._outbox, self.exchange.lead, self._listen
         )
         self._coroutines = CoroutinePool(
             plan.coroutines, self._executor.arun, self._coroutine_ended
@@ -107,8 +109,8 @@ class Engine:
             raise
         self._threads.start()
         self.phase = Phase.RUNNING
+        self._attention.set()
         self._tender.start()
-        self._bell.start(self.exchange.open_kinds, self._rang)
 
     def quiet(self) -> None:
         """Claim no more; give back what was claimed and did not start."""
@@ -143,17 +145,17 @@ class Engine:
         self.phase = Phase.STOPPED
         self.exchange.flush()
         self._executor.closed = True
-        self._bell.stop()
+        self._threads.stop()
         self._kick_bell()
         self.exchange.leave()
         self._attention.set()
-        self._threads.stop()
         self._exit_lifespan()
         with contextlib.suppress(TimeoutError):  # a task keeps the loop to itself
             self._coroutines.call(self.app.leave_loop(), _JOIN_SECONDS)
         ended = self._coroutines.stop(_JOIN_SECONDS) and self._threads.join(_JOIN_SECONDS)
-        self._bell.join(_JOIN_SECONDS)
-        if not ended:
+        if ended:
+            self._bell.close()
+        else:
             log.warning("a task did not end; its message was given back")
         return ended
 
@@ -163,7 +165,10 @@ class Engine:
     def _tend(self) -> None:
         """Send what waited long enough, claim what fell due, wake slots where work waits."""
         while self.phase is not Phase.STOPPED:
-            self._attention.wait(self._nap())
+            nap = self._nap()
+            self._tend_at = math.inf if nap is None else clock.monotonic() + nap
+            self._attention.wait(nap)
+            self._tend_at = math.inf
             self._attention.clear()
             since = self._outbox.since
             gathered = since is None or clock.monotonic() - since >= GATHER_SECONDS
@@ -182,26 +187,45 @@ class Engine:
     def _nap(self) -> float | None:
         """Return how long the tending thread may sleep; None until it is called."""
         now, due = clock.monotonic(), self.exchange.next_turn()
-        if self._threads.buffer or self._coroutines.buffer:
+        if self._waiting():
             due = min(due, now + GATHER_SECONDS)
         # Where a turn is overdue, another thread is at it, and looks again when it ends.
         return None if due == math.inf else max(_LEAST_NAP, due - now)
 
-    def _rang(self, queues: list[str] | None) -> None:
-        self.exchange.ask(queues)
-        self.exchange.lead()
+    def _waiting(self) -> bool:
+        """Whether something waits for a slot, or for somebody who listens."""
+        return bool(self._threads.buffer or self._coroutines.buffer or self._threads.unwatched)
+
+    def _ended(self, *, prompt: bool) -> None:
+        """Let the tender send what ended: in time, or now."""
+        self._call_tender(0.0 if prompt else clock.monotonic() + GATHER_SECONDS)
+
+    def _call_tender(self, at: float) -> None:
+        """Let the tender look at the latest at this monotonic instant."""
+        if at < self._tend_at:
+            self._attention.set()
+
+    def _listen(self) -> None:
+        """Wait for work, on the calling thread, and claim it."""
+        queues = self._bell.listen(self.exchange.open_kinds())
+        if self.phase is not Phase.STOPPED:
+            self.exchange.ask(queues)
+            self.exchange.lead()
 
     def _coroutine_ended(self, done: Done) -> None:
         self._outbox.put(done, prompt=True)
 
     def _after_turn(self) -> None:
-        if self._bell.look():
+        if self._bell.lacks(self.exchange.open_kinds()):
             self._kick_bell()
-        waiting = self._threads.buffer or self._coroutines.buffer
-        if waiting or self.exchange.next_turn() != math.inf:
-            self._attention.set()
-        with self._moved:
-            self._moved.notify_all()
+        due = self.exchange.next_turn()
+        if self._waiting():
+            due = min(due, clock.monotonic() + GATHER_SECONDS)
+        if due != math.inf:
+            self._call_tender(due)
+        if self.phase is not Phase.RUNNING:
+            with self._moved:
+                self._moved.notify_all()
 
     def _kick_bell(self) -> None:
         """End the bell's blocked call: what it should listen for has changed."""

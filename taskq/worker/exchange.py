@@ -42,7 +42,7 @@ class Slots:
         self.sizes = {"t": threads, "c": coroutines}
         # How many messages wait for a thread.
         self.waiting: Callable[[], int] = lambda: 0
-        # Messages, and how many threads to wake for them.
+        # Messages, and how many of them are quick.
         self.put_threads: Callable[[list[Delivery], int], None] = lambda _messages, _wake: None
         self.put_coroutines: Callable[[list[Delivery]], None] = lambda _messages: None
 
@@ -175,8 +175,9 @@ class Exchange:
     def _turn(self) -> None:
         """Send what ended to each queue concerned, and claim what there is room for."""
         self._asked = False
-        self._receive()
+        # While Redis is still at work on what is on its way.
         self._settle(self._outbox.take())
+        self._receive()
         # Each turn begins with another queue: room goes to all of them in time.
         self._turns += 1
         first = self._turns % len(self.ports)
@@ -244,8 +245,7 @@ class Exchange:
         if self.retrying is not None:
             self.retrying.difference_update(raw[12:44] for _, raw in reply.claimed)
         if threads:
-            # One thread runs all the quick ones: to wake more would cost more than it saves.
-            self._slots.put_threads(threads, len(threads) - quick + bool(quick))
+            self._slots.put_threads(threads, quick)
         if coroutines:
             self._slots.put_coroutines(coroutines)
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from typing import Protocol
 
 from taskq.model import clock
 from taskq.worker.delivery import Done
+
+
+class Notify(Protocol):
+    """Called when the outbox was empty, or has something urgent."""
+
+    def __call__(self, *, prompt: bool) -> None: ...
 
 
 class Outbox:
@@ -17,7 +23,7 @@ class Outbox:
     then one `take` finds nothing.
     """
 
-    def __init__(self, notify: Callable[[], None]) -> None:
+    def __init__(self, notify: Notify) -> None:
         self._notify = notify
         self._done: deque[Done] = deque()
         # When the oldest unsent one ended, by the monotonic clock; None while empty.
@@ -34,10 +40,10 @@ class Outbox:
         if self.since is None:
             self.since, self.prompt = clock.monotonic(), prompt or self.prompt
             if not quiet:
-                self._notify()
+                self._notify(prompt=prompt)
         elif prompt and not self.prompt:
             self.prompt = True
-            self._notify()
+            self._notify(prompt=True)
 
     def take(self) -> list[Done]:
         """Return all there is at this moment. Called under the exchange's lock only."""

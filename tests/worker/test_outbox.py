@@ -36,7 +36,7 @@ class Notified:
     def __init__(self) -> None:
         self.times = 0
 
-    def __call__(self) -> None:
+    def __call__(self, *, prompt: bool) -> None:
         self.times += 1
 
 
@@ -75,7 +75,11 @@ def test_an_empty_one_gives_nothing() -> None:
 def test_nothing_is_lost_between_put_and_take(urgency: str) -> None:
     """Whoever is told takes; whatever is left when all is quiet was told to nobody."""
     called = threading.Event()
-    outbox = Outbox(called.set)
+
+    def call(*, prompt: bool) -> None:
+        called.set()
+
+    outbox = Outbox(call)
     taken: list[bytes] = []
     ended = threading.Event()
 

@@ -111,6 +111,18 @@ end
 
 local repeated = sub(last, 1, 10) == seq
 local verdicts = {}
+
+-- What `finish` does, for the many that succeeded and were held.
+local function record_all(lot)
+  local record_of, channel_of, ttl_ms = base .. 'm:', base .. 'done:', lot.number
+  for i = lot.first, lot.last, 2 do
+    local id, report = sub(ARGV[i], 1, 32), ARGV[i + 1]
+    call('SET', record_of .. id, report, 'PX', ttl_ms)
+    call(publish, channel_of .. id, #report <= 1024 and report or 's')
+  end
+  verdicts[#verdicts + 1] = string.rep('k', (lot.last - lot.first + 1) / 2)
+end
+
 -- The first write removes, if only nothing: a full Redis must drain.
 if repeated or #ending == 0 then call('HDEL', running, '') end
 if repeated then
@@ -118,8 +130,12 @@ if repeated then
 else
   all_held = #ending == 0 or call('HDEL', running, unpack(ending)) == #ending
   for _, lot in ipairs(lots) do
-    for i = lot.first, lot.last, 2 do
-      verdicts[#verdicts + 1] = finish(lot.kind, ARGV[i], ARGV[i + 1], lot.number)
+    if all_held and lot.kind == 's' then
+      record_all(lot)
+    else
+      for i = lot.first, lot.last, 2 do
+        verdicts[#verdicts + 1] = finish(lot.kind, ARGV[i], ARGV[i + 1], lot.number)
+      end
     end
   end
 end
@@ -164,7 +180,7 @@ if due and due <= now then
 end
 
 local LOOK_MOST, BYTES_MOST, CHUNK = 1000, 4194304, 100
-local looked, taken_bytes = 0, 0
+local looked, taken_bytes, raw = 0, 0, 0
 -- Filled side by side, two places a message; `places` counts them.
 local claims, records, taken, places = {}, {}, {}, 0
 local claim = worker .. seq
@@ -188,7 +204,8 @@ end
 local function is_to_run(lane, id, message, known)
   if not is_ours(id, message) then
     local reason = 'not a taskq message'
-    set_aside('raw-' .. digits(now_us) .. '-' .. looked, lane, message, reason)
+    raw = raw + 1
+    set_aside('raw-' .. digits(now_us) .. '-' .. raw, lane, message, reason)
     -- Whoever waits for the message whose id these bytes bear, need not.
     if known and sub(known, 1, 1) == 'Q' then resolve(publish, id, 'r', known, reason, DAY) end
     return false
@@ -238,12 +255,14 @@ local function take(lane, sort, most)
     ids[i], keys[i] = id, base .. 'm:' .. id
   end
   local known, head = call('MGET', unpack(keys)), pack_claimed(lane, '')
+  looked = looked + #popped
   for i, message in ipairs(popped) do
     local id, record = ids[i], known[i]
-    looked = looked + 1
-    if is_to_run(lane, id, message, record) then
+    -- Of most messages there is no more to know than this.
+    local plain = record == 'Q' and not taken[id] and sub(message, 45, 57) == NEVER
+    if plain or is_to_run(lane, id, message, record) then
       taken[id] = true
-      record = (record == 'Q' or not record) and fresh or claimed_record(record)
+      record = (plain or not record or record == 'Q') and fresh or claimed_record(record)
       records[places + 1], records[places + 2] = keys[i], record
       claims[places + 1], claims[places + 2] = id .. seq, head .. message
       out[places + 6], out[places + 7] = record == fresh and sort or sort .. record, message
