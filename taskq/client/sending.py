@@ -106,6 +106,7 @@ class _Batch(Generic[T]):
 
     def __init__(self, app: TaskQ, calls: Iterable[Signature[T]]) -> None:
         self._app = app
+        self._moulds: dict[tuple[int, str, int], Mould] = {}
         self._entries = list(self._written(calls))
         # Those on the way, page by page.
         self._pages: deque[list[_Entry[T]]] = deque()
@@ -148,20 +149,31 @@ class _Batch(Generic[T]):
         return self._with_parts(error)
 
     def _written(self, calls: Iterable[Signature[T]]) -> Iterable[_Entry[T]]:
-        moulds: dict[tuple[int, str, int], Mould] = {}
+        last: Signature[T] | None = None
+        mould: Mould | None = None
         for call in calls:
-            kind = (id(call.app), call.task, id(call.options))
-            mould = moulds.get(kind)
-            if mould is None:
-                _check_app(self._app, call)
-                mould = moulds[kind] = Mould(self._app, call.task, call.options)
+            if mould is None or last is None or not _alike(call, last):
+                mould = self._mould_of(call)
+            last = call
             yield _Entry(call, mould, mould.write(call.args, call.kwargs))
+
+    def _mould_of(self, call: Signature[T]) -> Mould:
+        kind = (id(call.app), call.task, id(call.options))
+        if kind not in self._moulds:
+            _check_app(self._app, call)
+            self._moulds[kind] = Mould(self._app, call.task, call.options)
+        return self._moulds[kind]
 
     def _with_parts(self, error: E) -> E:
         error.sent = [entry.result for entry in self._entries if entry.result is not None]
         rest = [entry for entry in self._entries if entry.result is None]
         error.unsent = [entry.call.fixed(entry.cast()) for entry in rest]
         return error
+
+
+def _alike(one: Signature[Any], other: Signature[Any]) -> bool:
+    """Whether both are cast in one mould, as far as can be seen at a glance."""
+    return one.options is other.options and one.task is other.task and one.app is other.app
 
 
 def _command(app: TaskQ, signature: Signature[Any]) -> tuple[Outgoing, Command[str]]:
