@@ -116,9 +116,7 @@ class Exchange:
             try:
                 self._receive()
                 self._settle(self._outbox.take())
-                # Newest first: the oldest comes to stand at the end that is popped.
-                held = sorted(self._held, key=lambda one: one.field[32:] + one.field, reverse=True)
-                self._settle([Done(one, Finish("b", one.field)) for one in held])
+                self._give_back(self._held)
                 while len(self._outbox) or any(port.unsent for port in self.ports):
                     self._turn()
             except BrokerError as error:
@@ -244,6 +242,9 @@ class Exchange:
             self._used[kind] += len(lot)
         if self.retrying is not None:
             self.retrying.difference_update(raw[12:44] for _, raw in reply.claimed)
+        if self.quiet:
+            self._give_back([*threads, *coroutines])
+            return
         if threads:
             self._slots.put_threads(threads, quick)
         if coroutines:
@@ -271,6 +272,11 @@ class Exchange:
             if done.unknown_key:
                 port.paused_until = clock.monotonic() + UNKNOWN_KEY_SECONDS
             port.add(done.finish, delivery.claim.worker)
+
+    def _give_back(self, deliveries: Iterable[Delivery]) -> None:
+        # Newest first: the oldest comes to stand at the end that is popped.
+        ones = sorted(deliveries, key=lambda one: one.field[32:] + one.field, reverse=True)
+        self._settle(Done(one, Finish("b", one.field)) for one in ones)
 
     def _note(self, finish: Finish, verdict: str) -> None:
         if verdict == "l":
