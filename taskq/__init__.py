@@ -18,6 +18,7 @@ from taskq.errors import (
     DuplicateMessage,
     EnqueueUncertain,
     Expired,
+    HardTimeLimitExceeded,
     MaxRetriesExceeded,
     MessageLost,
     MessageRefused,
@@ -29,7 +30,9 @@ from taskq.errors import (
     ResultTimeout,
     Retry,
     SerializationError,
+    SoftTimeLimitExceeded,
     TaskQError,
+    WorkerCrashed,
 )
 from taskq.model.context import Context, current
 from taskq.model.retry import RetryPolicy
@@ -45,6 +48,7 @@ __all__ = [
     "DuplicateMessage",
     "EnqueueUncertain",
     "Expired",
+    "HardTimeLimitExceeded",
     "MaxRetriesExceeded",
     "MessageLost",
     "MessageRefused",
@@ -60,10 +64,12 @@ __all__ = [
     "SerializationError",
     "Signature",
     "Snapshot",
+    "SoftTimeLimitExceeded",
     "State",
     "Task",
     "TaskQ",
     "TaskQError",
+    "WorkerCrashed",
     "agather",
     "as_completed",
     "current",

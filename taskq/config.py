@@ -24,6 +24,8 @@ Seconds: TypeAlias = float | timedelta
 MIN_SECRET_CHARACTERS = 32
 SERIALIZERS = ("pickle", "json", "msgpack")
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
+# What fits into its field of the board.
+MOST_CRASHES = 100
 # Read by the command line and the embedded server, before or without an app.
 OTHER_VARIABLES = frozenset({"TASKQ_APP"})
 
@@ -42,6 +44,7 @@ class Settings(TypedDict, total=False):
     max_result_bytes: int
     enqueue_deadline: Seconds
     lease: Seconds
+    max_crashes: int
     shutdown_timeout: Seconds
     processes: int
     threads: int
@@ -197,6 +200,8 @@ class Config:
     # How long one enqueue or one read goes on trying to reach Redis.
     enqueue_deadline: float = _setting(_duration(0.1), default=10.0)
     lease: float = _setting(_duration(0.5), default=15.0)
+    # So many processes may one message kill.
+    max_crashes: int = _setting(_count(1, MOST_CRASHES), default=3)
     shutdown_timeout: float = _setting(_duration(0), default=25.0)
     processes: int = _setting(_count(1, 1024), default=usable_cpus)
     threads: int = _setting(_count(0, 1024), default=8)

@@ -11,6 +11,7 @@ TaskQError
 │   │   └── EnqueueUncertain            the message may or may not have been accepted
 │   └── BrokerFull                      Redis is at `maxmemory`; nothing was enqueued
 ├── ResultTimeout (TimeoutError)        the wait ended, the message goes on
+├── SoftTimeLimitExceeded               raised in a task whose `timeout` has passed
 └── ResultError                         a message ended in another way than by its task
     ├── RemoteError                     the task raised what cannot be rebuilt here
     ├── ResultTampered                  the stored outcome is not signed by us
@@ -18,6 +19,8 @@ TaskQError
     ├── Expired
     ├── MessageLost                     Redis does not know the id (any more)
     ├── MessageRefused                  the message was set aside unread
+    ├── HardTimeLimitExceeded           its process was killed: `hard_timeout` had passed
+    ├── WorkerCrashed                   it killed its process too often
     ├── ResultNotStored                 the task ignores its results
     └── MaxRetriesExceeded
 Retry                                   a request of a task to run again, not an error
@@ -99,6 +102,14 @@ class ResultTimeout(TaskQError, TimeoutError):
     """The outcome was not there in time. The message goes on."""
 
 
+class SoftTimeLimitExceeded(TaskQError):
+    """Raised in a task when its `timeout` has passed; catch it to clean up and return."""
+
+    def __str__(self) -> str:
+        """Say at least what it is: Python raises it in a thread without arguments."""
+        return super().__str__() or "the time limit of the task has passed"
+
+
 class ResultError(TaskQError):
     """A message ended in another way than by the return or the exception of its task."""
 
@@ -135,6 +146,14 @@ class MessageLost(ResultError):
 
 class MessageRefused(ResultError):
     """A worker set the message aside unread: not ours, badly signed or unreadable."""
+
+
+class HardTimeLimitExceeded(ResultError):
+    """The task ran past its `hard_timeout`, and its process was killed."""
+
+
+class WorkerCrashed(ResultError):
+    """The message killed the processes that ran it, `max_crashes` of them."""
 
 
 class ResultNotStored(ResultError):

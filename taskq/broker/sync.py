@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import queue
@@ -29,6 +30,7 @@ from taskq.model import clock
 T = TypeVar("T")
 
 MOST_LINES = 16
+_NO_PLACE = object()
 
 
 class Line:
@@ -221,22 +223,31 @@ class Broker:
 
     @contextlib.contextmanager
     def _line(self) -> Generator[Line, None, None]:
-        self._places.get()
+        place: list[None] = []
+        line: Line | None = None
         try:
-            line = self._idle.pop() if self._idle else Line(self.endpoint)
-        except IndexError:  # another thread was quicker
-            line = Line(self.endpoint)
-        try:
+            # Waited for and noted in one call into C: an interrupt comes before or after it.
+            place.extend(itertools.islice(iter(self._places.get, _NO_PLACE), 1))
+            line = self._take_idle() or Line(self.endpoint)
             yield line
         except BrokerError:
             raise
         except BaseException:
             # Perhaps between a request and its reply: the next caller would read that.
-            line.close()
+            if line is not None:
+                line.close()
             raise
         finally:
-            self._idle.append(line)
-            self._places.put(None)
+            if place:
+                self._places.put(None)
+            if line is not None:
+                self._idle.append(line)
+
+    def _take_idle(self) -> Line | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
 
 
 def _runner(command: Command[T]) -> Callable[[Line], T]:

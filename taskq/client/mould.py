@@ -47,6 +47,8 @@ class Mould:
         self._mark = None if options.id is None else records.mark_of(task)
         self._ttl_ms = None if ttl is None else round(seconds("result_ttl", ttl) * 1000)
         self._headers = dict(headers) if headers else None
+        soft, hard = options.limits
+        self._limits_ms = _ms(soft), _ms(hard)
         # Arguments up to this size make no message that is too large.
         self._close_to_most = 0 if headers else self._most_bytes - _MOST_BESIDES
 
@@ -76,13 +78,15 @@ class Mould:
         """Return the signed messages of calls made now; each has an id of its own."""
         options, task, lane, due = self._options, self._task, self._lane, self._due
         ttl_ms, headers, seal = self._ttl_ms, self._headers, self._seal
+        soft_ms, hard_ms = self._limits_ms
         now_ms, expires_ms = clock.now_ms(), options.expires_ms
         label = records.label(self._mark, expires_ms)
         outgoing: list[Outgoing] = []
         for how, body in calls:
             envelope = Envelope(
-                task, now_ms, how, body, options.id, options.ignore_result, ttl_ms, headers
-            )
+                task, now_ms, how, body, options.id, options.ignore_result, ttl_ms, headers,
+                soft_ms, hard_ms,
+            )  # fmt: skip
             one = Message(self._id or message.new_id(now_ms), expires_ms, envelope)
             outgoing.append(Outgoing(one, message.encode(one, seal), lane, label, due))
         return outgoing
@@ -108,3 +112,7 @@ class Mould:
             except SerializationError as cause:
                 return SerializationError(f"{self._task}: argument {name}: {cause}")
         return SerializationError(f"{self._task}: {error}")
+
+
+def _ms(limit: float | None) -> int | None:
+    return None if limit is None else max(1, round(limit * 1000))

@@ -36,6 +36,15 @@ class CallOptions(TypedDict, total=False):
     ignore_result: bool | None
     result_ttl: Seconds | None
     headers: Mapping[str, Any] | None
+    timeout: Seconds | None
+    hard_timeout: Seconds | None
+    # Celery's names for these two.
+    soft_time_limit: Seconds | None
+    time_limit: Seconds | None
+
+
+# Celery's name → ours.
+ALIASES = {"soft_time_limit": "timeout", "time_limit": "hard_timeout"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,6 +70,10 @@ class Options:
     # How long the outcome is kept; at least 60 s.
     result_ttl: Seconds | None = None
     headers: Mapping[str, Any] | None = None
+    # How long one attempt may run until `SoftTimeLimitExceeded` is raised in it ...
+    timeout: Seconds | None = None
+    # ... and until its process is killed.
+    hard_timeout: Seconds | None = None
 
     def __post_init__(self) -> None:
         if self.queue is not None:
@@ -88,12 +101,36 @@ class Options:
             _check_instant("expires", self.expires)
         else:
             _check_duration("expires", self.expires)
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        soft, hard = self.limits
+        for name, value in (("timeout", soft), ("hard_timeout", hard)):
+            _check_duration(name, value)
+            if value == 0:
+                msg = f"{name} must be more than 0 seconds; None is no limit"
+                raise ValueError(msg)
+        if soft is not None and hard is not None and hard <= soft:
+            msg = (
+                f"hard_timeout ({hard:g} s) must be longer than timeout ({soft:g} s): "
+                "between the two the task may clean up"
+            )
+            raise ConfigError(msg)
+
+    @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """The soft and the hard time limit of an attempt, in seconds."""
+        soft, hard = self.timeout, self.hard_timeout
+        return (
+            None if soft is None else seconds("timeout", soft),
+            None if hard is None else seconds("hard_timeout", hard),
+        )
 
     @classmethod
     def of(cls, options: CallOptions) -> Options:
         """Return the options given; `TypeError` names the nearest to an unknown one."""
         check_known("option", options, CallOptions.__annotations__)
-        return cls(**options)
+        return cls(**unaliased(options))
 
     def merged(self, other: Options) -> Options:
         """Return these options with those that `other` sets in their place."""
@@ -145,6 +182,15 @@ def check_known(kind: str, given: Iterable[str], known: Mapping[str, object]) ->
         if name not in known:
             msg = f"unknown {kind} {name!r}{nearest(name, known)}"
             raise TypeError(msg)
+
+
+def unaliased(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options under our names; `ConfigError` where both names of one are given."""
+    for alias, name in ALIASES.items():
+        if alias in options and name in options:
+            msg = f"{alias} is Celery's name for {name}: give one of them"
+            raise ConfigError(msg)
+    return {ALIASES.get(name, name): value for name, value in options.items()}
 
 
 def check_priority(value: object) -> int:

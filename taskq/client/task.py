@@ -22,7 +22,7 @@ from taskq.client.naming import default_name, importable_module
 from taskq.client.parameters import Parameters
 from taskq.client.result import Result
 from taskq.client.signature import CallOptions, Options, Signature, check_known
-from taskq.config import Seconds, check_name
+from taskq.config import MOST_CRASHES, Seconds, check_name
 from taskq.model.context import Context
 from taskq.model.retry import RetryOptions, policy_of
 
@@ -47,6 +47,11 @@ class TaskOptions(RetryOptions, total=False):
     ignore_result: bool
     result_ttl: Seconds
     expires: Seconds
+    timeout: Seconds
+    hard_timeout: Seconds
+    soft_time_limit: Seconds
+    time_limit: Seconds
+    max_crashes: int
 
 
 class TaskDecorator(Protocol):
@@ -80,8 +85,11 @@ class Task(Generic[P, R_co]):
         self.coroutine = inspect.iscoroutinefunction(fn)
         self.retry_policy = policy_of(options)
         known = CallOptions.__annotations__
-        own: dict[str, Any] = {name: value for name, value in options.items() if name in known}
-        self.call_options = Options(**own)
+        own: Any = {name: value for name, value in options.items() if name in known}
+        self.call_options = Options.of(own)
+        # For the worker. Seconds; and how many processes one message may kill, 0: the setting.
+        self.limits = self.call_options.limits
+        self.max_crashes = check_crashes(options.get("max_crashes"))
         self.parameters = Parameters(self.name, fn, bind=bind)
         functools.update_wrapper(self, fn, updated=())
         self.__signature__ = self.parameters.signature
@@ -246,6 +254,19 @@ class Task(Generic[P, R_co]):
     def _sign(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature[Any]:
         self.parameters.check(args, kwargs)
         return Signature(self.app, self.name, args, kwargs, self.call_options)
+
+
+def check_crashes(value: object) -> int:
+    """Return the option `max_crashes`; 0 where it is not given."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"max_crashes must be an int, not {type(value).__name__}"
+        raise TypeError(msg)
+    if not 1 <= value <= MOST_CRASHES:
+        msg = f"max_crashes must be 1 to {MOST_CRASHES}, not {value}"
+        raise ValueError(msg)
+    return value
 
 
 def _unpickle(app: TaskQ, name: str, options: Options | None = None) -> Task[..., Any]:

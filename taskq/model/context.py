@@ -32,6 +32,8 @@ class Context(msgspec.Struct):
     state: Any = None
     # Whether the task is an `async def`: its waits must be awaited.
     coroutine: bool = False
+    # When this attempt runs into its time limit, by this machine's clock; None: never.
+    deadline: datetime | None = None
 
     def retry(
         self,

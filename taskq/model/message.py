@@ -55,6 +55,9 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
     ignore_result: bool | None = None
     result_ttl_ms: int | None = None
     headers: dict[str, Any] | None = None
+    # How long one attempt may run: then it is told so, and then its process is killed.
+    timeout_ms: int | None = None
+    hard_timeout_ms: int | None = None
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from taskq.errors import RemoteError, ResultTampered, SerializationError
+from taskq.errors import RemoteError, ResultTampered, SerializationError, SoftTimeLimitExceeded
 from taskq.model import serializers
 from taskq.model.signing import NO_KEY_ID, TAG_BYTES, BadSignature, Seal, UnknownKey
 
@@ -241,3 +241,4 @@ _ALLOWED: dict[str, type[BaseException]] = {
     and issubclass(kind, Exception)
     and not issubclass(kind, BaseExceptionGroup)
 }
+_ALLOWED["SoftTimeLimitExceeded"] = SoftTimeLimitExceeded

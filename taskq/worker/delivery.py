@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -59,6 +60,13 @@ class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
     # Empty at the first claim.
     record: bytes
     raw: bytes
+    # Where its entry on the board begins.
+    entry: int = 0
+
+    @property
+    def key(self) -> tuple[str, bytes]:
+        """What tells it from all others that this child holds."""
+        return self.claim.queue, self.field
 
     @property
     def field(self) -> bytes:
@@ -92,6 +100,8 @@ class Attempt(msgspec.Struct, frozen=True, eq=False, gc=False):
     # Monotonic seconds, and milliseconds by Redis's clock.
     started: float
     started_ms: int
+    # Seconds until `SoftTimeLimitExceeded` is raised in it; None: never.
+    soft: float | None = None
 
     def history(self) -> History | None:
         """Return what is remembered of earlier attempts."""
@@ -109,6 +119,28 @@ class Attempt(msgspec.Struct, frozen=True, eq=False, gc=False):
             "attempt": self.context.attempt,
             "delivery": self.context.delivery,
         }
+
+
+class Slot(Protocol):
+    """A place where a message runs, as the executor and whoever interrupts see it."""
+
+    # What runs here and may be interrupted: the task's own code, nothing of ours.
+    current: Delivery | None
+    # Whether an interrupt was under way while `current` was left.
+    touched: bool
+
+    # Wait until that interrupt is over, and take back what did not arrive.
+    def leave(self) -> None: ...
+
+    # Raise `exception` in the task if `delivery` is current; return whether it was.
+    def interrupt(self, delivery: Delivery, exception: type[BaseException]) -> bool: ...
+
+
+class AsyncSlot(Slot, Protocol):
+    """The same for a coroutine."""
+
+    # Await a coroutine in which any exception can be raised, not a `CancelledError` alone.
+    def guard(self, coroutine: Any) -> Awaitable[Any]: ...
 
 
 def take_back(buffer: deque[Delivery], claimed_before: float = math.inf) -> list[Delivery]:

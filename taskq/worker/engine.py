@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from taskq.errors import BrokerError
 from taskq.model import clock
 from taskq.worker.bell import Bell
+from taskq.worker.board import Board
 from taskq.worker.delivery import Done, take_back
 from taskq.worker.exchange import GATHER_SECONDS, Exchange, Slots
 from taskq.worker.executor import START_SECONDS, Executor
@@ -57,6 +58,8 @@ class Plan:
     threads: int
     coroutines: int
     name: str
+    # The descriptor of the board; None where nobody reads one.
+    board: int | None = None
 
 
 class Engine:
@@ -72,14 +75,17 @@ class Engine:
         self._attention = threading.Event()
         self._moved = threading.Condition()
         self._lifespan: AbstractContextManager[Any] | AbstractAsyncContextManager[Any] | None = None
-        self._executor = Executor(app, plan.name)
+        self._board = Board(plan.threads + plan.coroutines, plan.board)
+        self._executor = Executor(app, plan.name, self._board)
         # Until when it sleeps by itself; infinite while it is awake.
         self._tend_at = math.inf
         self._outbox = Outbox(self._ended)
         slots = Slots(plan.threads, plan.coroutines)
         endpoint = app.access.endpoint
         badge = Badge(plan.name, round(app.config.lease * 1000), self.kinds, self.digest)
-        self.exchange = Exchange(app.name, endpoint, plan.queues, badge, slots, self._outbox)
+        self.exchange = Exchange(
+            app.name, endpoint, plan.queues, badge, slots, self._outbox, self._board
+        )
         self.exchange.after_turn = self._after_turn
         child = secrets.token_hex(8)
         self._bell = Bell(app.name, endpoint, plan.queues, self.digest, child)
@@ -144,7 +150,7 @@ class Engine:
         self.quiet()
         self.phase = Phase.STOPPED
         self.exchange.flush()
-        self._executor.closed = True
+        self._executor.stop()
         self._threads.stop()
         self._kick_bell()
         self.exchange.leave()

@@ -17,6 +17,7 @@ from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
 from taskq.model import clock
+from taskq.worker.board import Board
 from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.meter import Meter
 from taskq.worker.outbox import Outbox
@@ -58,6 +59,7 @@ class Exchange:
         badge: Badge,
         slots: Slots,
         outbox: Outbox,
+        board: Board,
     ) -> None:
         self.ports = [Port(app, queue, badge) for queue in queues]
         # No more claims. Set once, by the engine.
@@ -70,7 +72,8 @@ class Exchange:
         self.retrying: set[bytes] | None = None
         self._by_queue = {port.queue: port for port in self.ports}
         self._line = Line(endpoint)
-        self._slots, self._outbox = slots, outbox
+        self._slots, self._outbox, self._board = slots, outbox, board
+        self._places = {port.queue: place for place, port in enumerate(self.ports)}
         self._closed = False
         # Whether a claim was asked for since the last turn.
         self._asked = True
@@ -228,14 +231,16 @@ class Exchange:
         """Put claimed messages on the books, and into the pools."""
         lead = reply.now_us // 1000 - clock.now_ms()
         claim = Claim(port.queue, port.worker, port.seq, reply.now_us, clock.monotonic(), lead)
+        note, place, number = self._board.claim, self._places[port.queue], int(port.seq)
         threads: list[Delivery] = []
         coroutines: list[Delivery] = []
         quick = 0
         for head, raw in reply.claimed:
+            entry = note(place, raw, number, claim.at)
             if head[:1] == b"c":
-                coroutines.append(Delivery(claim, "c", head[1:], raw))
+                coroutines.append(Delivery(claim, "c", head[1:], raw, entry))
             else:
-                threads.append(Delivery(claim, "t", head[1:], raw))
+                threads.append(Delivery(claim, "t", head[1:], raw, entry))
                 quick += head[:1] == b"q"
         for kind, lot in (("t", threads), ("c", coroutines)):
             self._held.update(lot)
@@ -254,7 +259,12 @@ class Exchange:
         if self.quiet or now < port.paused_until:
             return Room()
         free = {kind: max(0, size - self._used[kind]) for kind, size in self._slots.sizes.items()}
-        return Room(free["t"], free["c"], self._meter.caps(self._slots.waiting()))
+        caps = self._meter.caps(self._slots.waiting())
+        # What has no entry on the board is not claimed; first of all, nothing ahead.
+        if sum(caps.values()) > self._board.room - free["t"] - free["c"]:
+            caps = {}
+        room = self._board.room
+        return Room(min(free["t"], room), min(free["c"], room), caps)
 
     def _settle(self, ended: Iterable[Done]) -> None:
         """Take ended attempts off the books, and put them in line to be sent."""
@@ -263,6 +273,7 @@ class Exchange:
             if delivery not in self._held:
                 continue  # given back meanwhile
             self._held.remove(delivery)
+            self._board.free(delivery.entry)
             self._used[delivery.kind] -= 1
             port = self._by_queue[delivery.claim.queue]
             if done.task:

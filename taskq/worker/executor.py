@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskq.broker.commands import Finish
-from taskq.errors import SerializationError
+from taskq.errors import SerializationError, SoftTimeLimitExceeded
 from taskq.model import clock, context, message, outcome, serializers
 from taskq.model.context import Context
 from taskq.model.message import Envelope, Refused
 from taskq.model.outcome import Outcome, RetryIn
 from taskq.model.signing import Domain, Seal, UnknownKey
-from taskq.worker.delivery import Attempt, Delivery, Done
+from taskq.worker.alarms import Alarm, Alarms
+from taskq.worker.board import Board
+from taskq.worker.delivery import AsyncSlot, Attempt, Delivery, Done, Slot
 from taskq.worker.judge import NAMED_TTL_MS, Judge
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
+    from taskq.client.task import Task
 
 log = logging.getLogger("taskq.worker")
 
@@ -29,9 +33,11 @@ _MOST_WORDS = 500
 class Executor:
     """Runs messages. Knows tasks and bytes; neither Redis nor threads."""
 
-    def __init__(self, app: TaskQ, worker: str) -> None:
+    def __init__(self, app: TaskQ, worker: str, board: Board) -> None:
         self._app = app
         self._judge = Judge(app.config, worker)
+        self._board = board
+        self._alarms = Alarms()
         # Of messages and of outcomes, by queue.
         self._seals: dict[str, tuple[Seal, Seal]] = {}
         # What the app's lifespan yielded.
@@ -39,35 +45,62 @@ class Executor:
         # Set when all was given back: how an attempt ends is of no interest any more.
         self.closed = False
 
-    def run(self, delivery: Delivery) -> Done:
+    def run(self, delivery: Delivery, slot: Slot) -> Done:
         """Run one message on this thread."""
         attempt = self._open(delivery)
         if isinstance(attempt, Done):
             return attempt
         token = context.enter(attempt.context)
+        alarm = None
         try:
             args, kwargs = self._arguments(attempt)
-            value = attempt.task.fn(*args, **kwargs)
+            slot.current = delivery
+            try:
+                if attempt.soft is not None:
+                    alarm = self._limit(attempt, slot)
+                value = attempt.task.fn(*args, **kwargs)
+            finally:
+                # First this, then the look: an interrupt does it the other way round.
+                slot.current = None
+                if slot.touched:
+                    slot.leave()
         except BaseException as error:  # noqa: BLE001 - the outcome of the attempt
             return self._close(attempt, self._judge.raised, error)
         finally:
+            if alarm is not None:
+                self._alarms.drop(alarm)
             context.leave(token)
         return self._close(attempt, self._judge.returned, value)
 
-    async def arun(self, delivery: Delivery) -> Done:
+    async def arun(self, delivery: Delivery, slot: AsyncSlot) -> Done:
         """Run one message on this event loop."""
         attempt = self._open(delivery)
         if isinstance(attempt, Done):
             return attempt
         token = context.enter(attempt.context)
+        alarm = None
         try:
             args, kwargs = self._arguments(attempt)
-            value = await attempt.task.fn(*args, **kwargs)
+            running = attempt.task.fn(*args, **kwargs)
+            slot.current = delivery
+            try:
+                if attempt.soft is not None:
+                    alarm, running = self._limit(attempt, slot), slot.guard(running)
+                value = await running
+            finally:
+                slot.current = None
         except BaseException as error:  # noqa: BLE001 - the outcome of the attempt
             return self._close(attempt, self._judge.raised, error)
         finally:
+            if alarm is not None:
+                self._alarms.drop(alarm)
             context.leave(token)
         return self._close(attempt, self._judge.returned, value)
+
+    def stop(self) -> None:
+        """Judge nothing any more: all was given back."""
+        self.closed = True
+        self._alarms.stop()
 
     def release(self, delivery: Delivery) -> Done:
         """Give a message back, uncounted."""
@@ -75,6 +108,7 @@ class Executor:
 
     def _open(self, delivery: Delivery) -> Attempt | Done:
         """Verify and decode; return the attempt, or why there is none."""
+        self._board.start(delivery.entry)
         started, claim = clock.monotonic(), delivery.claim
         if started - claim.at > START_SECONDS:
             return self.release(delivery)
@@ -91,7 +125,40 @@ class Executor:
             reason = f"not of the task in whose list it was: {envelope.task}"
             return self._refuse(delivery, reason)
         context = self._context(delivery, envelope, coroutine=task.coroutine)
-        return Attempt(delivery, envelope, task, context, results, started, claim.now_ms())
+        soft = self._note_limits(delivery, envelope, task, context, started)
+        return Attempt(delivery, envelope, task, context, results, started, claim.now_ms(), soft)
+
+    def _note_limits(
+        self,
+        delivery: Delivery,
+        envelope: Envelope,
+        task: Task[..., Any],
+        context: Context,
+        started: float,
+    ) -> float | None:
+        """Tell supervisor and task how long it may run; return the soft limit, in seconds.
+
+        They are those of the call, else those of the task.
+        """
+        soft, hard = task.limits
+        if envelope.timeout_ms is not None:
+            soft = envelope.timeout_ms / 1000
+        if envelope.hard_timeout_ms is not None:
+            hard = envelope.hard_timeout_ms / 1000
+        deadline = math.inf if hard is None else started + hard
+        self._board.run(delivery.entry, started, deadline, task.max_crashes)
+        if (least := hard if soft is None else soft) is not None:
+            context.deadline = clock.instant(clock.now_ms() + round(least * 1000))
+        return soft
+
+    def _limit(self, attempt: Attempt, slot: Slot) -> Alarm:
+        """Let the alarm ring in the slot when the soft limit has passed."""
+        delivery = attempt.delivery
+
+        def ring() -> None:
+            slot.interrupt(delivery, SoftTimeLimitExceeded)
+
+        return self._alarms.set(attempt.started + (attempt.soft or 0.0), ring)
 
     def _context(self, delivery: Delivery, envelope: Envelope, *, coroutine: bool) -> Context:
         attempt, claims, fence = 1, 1, delivery.claim.fence
@@ -130,6 +197,8 @@ class Executor:
         """Judge how the attempt ended, and put it in the exchange's words."""
         if self.closed:
             return self.release(attempt.delivery)
+        if isinstance(end, SoftTimeLimitExceeded) and not end.args and attempt.soft is not None:
+            end.args = (f"{attempt.task.name} ran into its timeout of {attempt.soft:g} s",)
         try:
             finish = self._finish(attempt, judge(attempt, end))
         except Exception as error:
@@ -137,6 +206,7 @@ class Executor:
             log.exception("the outcome of %s cannot be recorded", attempt.task.name)
             plain = SerializationError(f"the outcome cannot be recorded: {type(error).__name__}")
             finish = self._finish(attempt, self._judge.failed(attempt, plain))
+        self._board.end(attempt.delivery.entry)
         duration = clock.monotonic() - attempt.started
         return Done(attempt.delivery, finish, attempt.task.name, duration)
 

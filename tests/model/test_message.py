@@ -27,6 +27,12 @@ GOLDEN = bytes.fromhex(
     "313032343434383030303030ac68a0e08e21097f36a55feb00afa2e898a873686f702e616464cf0000019b76daa8"
     "00a46a736f6ec40a5b5b322c335d2c7b7d5da86f726465722d3432c2cdea6081a57472616365a3616263"
 )
+GOLDEN_LIMITED = bytes.fromhex(
+    "5451316262346430303163333031393263346431613262333763346438653566363037313832393361346235"
+    "34313032343434383030303030b74c855193020b5b19b1e1698abcf6369aa873686f702e616464cf0000019b"
+    "76daa800a46a736f6ec40a5b5b322c335d2c7b7d5da86f726465722d3432c2cdea6081a57472616365a36162"
+    "63cd7530cd9c40"
+)
 GOLDEN_SHORT = bytes.fromhex(
     "545131626234643030316333303139326334643161326233376334643865356636303731383239336134623530"
     "3030303030303030303030306474f0eb50e3aee3b3d19d5afdba3de994a873686f702e616464cf0000019b76daa8"
@@ -112,21 +118,27 @@ class TestOldBytes:
 
     def test_what_is_written_now_is_the_same(self, seal: Seal) -> None:
         one = a_message(
-            name="order-42", ignore_result=False, result_ttl_ms=60_000, headers={"trace": "abc"}
+            name="order-42",
+            ignore_result=False,
+            result_ttl_ms=60_000,
+            headers={"trace": "abc"},
+            timeout_ms=30_000,
+            hard_timeout_ms=40_000,
         )
-        assert message.encode(one, seal) == GOLDEN
+        assert message.encode(one, seal) == GOLDEN_LIMITED
+        assert message.decode(GOLDEN_LIMITED, seal) == one
 
-    @pytest.mark.parametrize("length", range(4, 9))
+    @pytest.mark.parametrize("length", range(4, 11))
     def test_envelopes_of_fewer_fields_have_defaults_for_the_rest(
         self, seal: Seal, length: int
     ) -> None:
-        full = ["shop.add", 1, "json", b"body", "name", True, 5, {"a": 1}]
+        full = ["shop.add", 1, "json", b"body", "name", True, 5, {"a": 1}, 30_000, 40_000]
         one = message.decode(signed(full[:length], seal), seal)
         given = dict(zip(Envelope.__struct_fields__, full[:length], strict=False))
         assert one.envelope == Envelope(**given)
 
     def test_fields_of_a_later_version_are_passed_over(self, seal: Seal) -> None:
-        later = ["shop.add", 1, "json", b"body", None, None, None, None, "new", {"newer": 1}]
+        later = ["shop.add", 1, "json", b"body", *[None] * 6, "new", {"newer": 1}]
         assert message.decode(signed(later, seal), seal).envelope.task == "shop.add"
 
 

@@ -70,7 +70,7 @@ class Slots:
         self.outbox = Outbox(lambda *, prompt: None)
         self.pool = ThreadPool(size, self._run, self.outbox, lead, listen)
 
-    def _run(self, one: Delivery) -> Done:
+    def _run(self, one: Delivery, _slot: Any) -> Done:
         self.ran[number_of(one)] += 1
         return done(one)
 
@@ -130,7 +130,7 @@ def test_quick_messages_stay_on_one_thread_and_slow_ones_get_help() -> None:
     gate = threading.Event()
     busy: set[str] = set()
 
-    def run(one: Delivery) -> Done:
+    def run(one: Delivery, _slot: Any) -> Done:
         busy.add(threading.current_thread().name)
         gate.wait(10)
         return done(one)
@@ -156,7 +156,7 @@ def test_quick_messages_stay_on_one_thread_and_slow_ones_get_help() -> None:
 def test_a_pool_stops_after_the_messages_it_runs() -> None:
     started, gate = threading.Event(), threading.Event()
 
-    def run(one: Delivery) -> Done:
+    def run(one: Delivery, _slot: Any) -> Done:
         started.set()
         gate.wait(10)
         return done(one)
@@ -185,7 +185,7 @@ def test_a_pool_without_threads_does_nothing() -> None:
 def test_every_coroutine_starts_and_ends() -> None:
     ended: list[Done] = []
 
-    async def run(one: Delivery) -> Done:
+    async def run(one: Delivery, _slot: Any) -> Done:
         await asyncio.sleep(0)
         return done(one)
 
@@ -202,7 +202,7 @@ def test_every_coroutine_starts_and_ends() -> None:
 def test_a_loop_that_stops_cancels_what_runs() -> None:
     told: list[Any] = []
 
-    async def run(one: Delivery) -> Done:
+    async def run(one: Delivery, _slot: Any) -> Done:
         try:
             told.append("started")
             await asyncio.Event().wait()
@@ -221,7 +221,7 @@ def test_a_loop_that_stops_cancels_what_runs() -> None:
 def test_a_loop_that_a_task_keeps_to_itself_is_not_waited_for() -> None:
     started, gate = threading.Event(), threading.Event()
 
-    async def run(one: Delivery) -> Done:
+    async def run(one: Delivery, _slot: Any) -> Done:
         started.set()
         gate.wait(10)  # blocks the loop, as careless tasks do
         return done(one)

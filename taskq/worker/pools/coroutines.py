@@ -14,13 +14,95 @@ from taskq.worker.delivery import Delivery, Done, take_back
 log = logging.getLogger("taskq.worker")
 
 
+class LoopSlot:
+    """One message on the event loop, and the way to raise an exception in its task."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.current: Delivery | None = None
+        self.touched = False
+        self.task: asyncio.Task[None] | None = None
+        self._loop = loop
+        self._guarded = False
+        self._pending: type[BaseException] | None = None
+
+    def leave(self) -> None:
+        """Do nothing: interrupts come on the loop itself, between two steps of the task."""
+
+    def guard(self, coroutine: Any) -> Guarded:
+        """Let any exception be raised in a coroutine; unguarded it can only be cancelled."""
+        self._guarded = True
+        return Guarded(coroutine, self)
+
+    def interrupt(self, delivery: Delivery, exception: type[BaseException]) -> bool:
+        """Raise `exception` where the task awaits; where it is not guarded, cancel it."""
+        if self.current is not delivery:
+            return False
+        try:
+            self._loop.call_soon_threadsafe(self._interrupt, delivery, exception)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
+
+    def take(self) -> type[BaseException] | None:
+        """Return what is to be raised in place of the cancellation that carries it."""
+        exception, self._pending = self._pending, None
+        if exception is not None and self.task is not None:
+            self.task.uncancel()
+        return exception
+
+    def _interrupt(self, delivery: Delivery, exception: type[BaseException]) -> None:
+        if self.current is not delivery or self.task is None:
+            return
+        if self._guarded and not issubclass(exception, asyncio.CancelledError):
+            self._pending = exception
+        self.task.cancel()
+
+
+class Guarded:
+    """An awaitable round a coroutine, which turns a cancellation into another exception."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], slot: LoopSlot) -> None:
+        self._coroutine = coroutine
+        self._slot = slot
+
+    def __await__(self) -> Guarded:
+        """Return itself: it is the iterator, too."""
+        return self
+
+    def __iter__(self) -> Guarded:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Any:
+        """Go on to the next thing to wait for."""
+        return self.send(None)
+
+    def send(self, value: Any) -> Any:
+        """Go on; what the task awaited may have swallowed the cancellation."""
+        exception = self._slot.take()
+        if exception is not None:
+            return self._coroutine.throw(exception())
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Raise in the coroutine what is pending, else what the loop says."""
+        exception = self._slot.take()
+        if exception is not None:
+            return self._coroutine.throw(exception())
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """End the coroutine."""
+        self._coroutine.close()
+
+
 class CoroutinePool:
     """Runs messages on an event loop; user code has the loop to itself."""
 
     def __init__(
         self,
         size: int,
-        run: Callable[[Delivery], Coroutine[Any, Any, Done]],
+        run: Callable[[Delivery, LoopSlot], Coroutine[Any, Any, Done]],
         ended: Callable[[Done], None],
     ) -> None:
         self.size = size
@@ -31,7 +113,7 @@ class CoroutinePool:
         self.loop = asyncio.new_event_loop()
         self._stopped = False
         # Keeps the running asyncio tasks alive; the loop itself holds them weakly.
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], LoopSlot] = {}
         self._thread = threading.Thread(target=self._serve, name="taskq-loop", daemon=True)
 
     def start(self) -> None:
@@ -47,6 +129,14 @@ class CoroutinePool:
         """Run a coroutine on the loop and wait for it, from another thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
 
+    def interrupt(self, key: tuple[str, bytes], exception: type[BaseException]) -> bool:
+        """Raise `exception` in the task of a message; return whether it was running."""
+        for slot in list(self._running.values()):
+            current = slot.current
+            if current is not None and current.key == key:
+                return slot.interrupt(current, exception)
+        return False
+
     def stop(self, seconds: float) -> bool:
         """Cancel what runs and end the loop; return whether it ended in time."""
         if self._thread.is_alive():
@@ -56,12 +146,13 @@ class CoroutinePool:
 
     def _spawn(self) -> None:
         for delivery in take_back(self.buffer):
-            task = self.loop.create_task(self._one(delivery))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            slot = LoopSlot(self.loop)
+            task = slot.task = self.loop.create_task(self._one(delivery, slot))
+            self._running[task] = slot
+            task.add_done_callback(self._running.pop)
 
-    async def _one(self, delivery: Delivery) -> None:
-        self._ended(await self._run(delivery))
+    async def _one(self, delivery: Delivery, slot: LoopSlot) -> None:
+        self._ended(await self._run(delivery, slot))
 
     def _run_loop(self) -> None:
         try:

@@ -9,17 +9,57 @@ by one thread.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from taskq.broker.commands import Finish
 from taskq.model import clock
 from taskq.worker.delivery import Delivery, Done
 from taskq.worker.outbox import Outbox
 
 log = logging.getLogger("taskq.worker")
+
+
+_raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
+_raise_in_thread.argtypes = (ctypes.c_ulong, ctypes.py_object)
+
+
+class ThreadSlot:
+    """One thread's place, and the way to raise an exception in the task that runs there.
+
+    The slot leaves its message without the lock, then looks whether it was touched; an
+    interrupt touches it, then looks what runs. So one of them always sees the other, and
+    an uninterrupted message costs no lock.
+    """
+
+    def __init__(self, work: Callable[[ThreadSlot], None], name: str) -> None:
+        self.current: Delivery | None = None
+        self.touched = False
+        self.thread = threading.Thread(target=work, args=(self,), name=name, daemon=True)
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.thread.start()
+
+    def interrupt(self, delivery: Delivery, exception: type[BaseException]) -> bool:
+        """Raise `exception` in the task as soon as its thread runs Python code."""
+        with self._lock:
+            touched, self.touched = self.touched, True
+            if self.current is not delivery:
+                self.touched = touched
+                return False
+            _raise_in_thread(self.thread.ident or 0, exception)
+            return True
+
+    def leave(self) -> None:
+        """Wait until the interrupt is over, and take back what has not arrived."""
+        with self._lock:
+            _raise_in_thread(threading.get_ident(), ctypes.py_object())
 
 
 class ThreadPool:
@@ -28,7 +68,7 @@ class ThreadPool:
     def __init__(
         self,
         size: int,
-        run: Callable[[Delivery], Done],
+        run: Callable[[Delivery, ThreadSlot], Done],
         outbox: Outbox,
         lead: Callable[[], None],
         listen: Callable[[], None],
@@ -49,15 +89,25 @@ class ThreadPool:
         self._stopped = False
         # What waited longest at the last call of `help`.
         self._first: Delivery | None = None
-        self._threads = [
-            threading.Thread(target=self._work, name=f"taskq-slot-{number}", daemon=True)
-            for number in range(1, size + 2)
+        self._slots = [
+            ThreadSlot(self._work, f"taskq-slot-{number}") for number in range(1, size + 2)
         ]
 
     def start(self) -> None:
         """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+        for slot in self._slots:
+            slot.start()
+
+    def interrupt(self, key: tuple[str, bytes], exception: type[BaseException]) -> bool:
+        """Raise `exception` in the task of a message; return whether it was running.
+
+        It arrives when the task runs Python code: not before a call into C has returned.
+        """
+        for slot in self._slots:
+            current = slot.current
+            if current is not None and current.key == key:
+                return slot.interrupt(current, exception)
+        return False
 
     def put(self, deliveries: Sequence[Delivery], quick: int) -> None:
         """Take claimed messages, of which so many are quick; wake threads for them.
@@ -69,7 +119,7 @@ class ThreadPool:
         self.buffer.extend(deliveries)
         slow, caller = len(deliveries) - quick, threading.current_thread()
         wake = slow + bool(quick)
-        if caller in self._threads:
+        if any(slot.thread is caller for slot in self._slots):
             wake -= 1
             if slow and self._listener in (None, caller):
                 wake += 1
@@ -95,15 +145,16 @@ class ThreadPool:
     def stop(self) -> None:
         """Let each thread end after its message; does not wait for them."""
         self._stopped = True
-        self._wake(len(self._threads))
+        self._wake(len(self._slots))
 
     def join(self, seconds: float) -> bool:
         """Wait for the threads; return whether all have ended."""
         deadline = clock.monotonic() + seconds
-        for thread in self._threads:
+        threads = [slot.thread for slot in self._slots]
+        for thread in threads:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - clock.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        return not any(thread.is_alive() for thread in threads)
 
     def _wake(self, most: int) -> None:
         with self._lock:
@@ -112,10 +163,16 @@ class ThreadPool:
         for _ in range(count):
             self._tokens.put(None)
 
-    def _work(self) -> None:
+    def _work(self, slot: ThreadSlot) -> None:
         while not self._stopped:
             if self._take_place():
-                self._run_all()
+                self._run_all(slot)
+            if slot.touched:
+                # Interrupted in the midst of whatever: a new thread has nothing half done.
+                fresh = ThreadSlot(self._work, slot.thread.name)
+                self._slots[self._slots.index(slot)] = fresh
+                fresh.start()
+                return
             self._rest()
 
     def _take_place(self) -> bool:
@@ -125,8 +182,8 @@ class ThreadPool:
             self._busy += free
             return free
 
-    def _run_all(self) -> None:
-        """Run messages until there are none: not even after a turn."""
+    def _run_all(self, slot: ThreadSlot) -> None:
+        """Run messages until there are none, not even after a turn; or until interrupted."""
         while not self._stopped:
             try:
                 delivery = self.buffer.popleft()
@@ -137,9 +194,17 @@ class ThreadPool:
                         self._busy -= 1
                         return
             else:
-                done = self._run(delivery)
+                try:
+                    done = self._run(delivery, slot)
+                except BaseException:
+                    log.exception("something left the slot of a message; the message goes back")
+                    done, slot.touched = Done(delivery, Finish("b", delivery.field)), True
                 # With nothing left to run, this very thread sends it.
-                self._outbox.put(done, quiet=not self.buffer)
+                self._outbox.put(done, quiet=not self.buffer and not slot.touched)
+                if slot.touched:
+                    with self._lock:
+                        self._busy -= 1
+                    return
 
     def _rest(self) -> None:
         """Listen for work and claim it; or, if another thread listens, wait to be woken."""
