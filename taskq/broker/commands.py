@@ -70,6 +70,30 @@ class Room(msgspec.Struct, frozen=True):
         return not (self.threads or self.coroutines or self.caps)
 
 
+class Blame(msgspec.Struct, frozen=True):
+    """What the death of a child has to do with a message that it ran."""
+
+    # 'k' it caused it, 't' it ran past its hard limit, 's' it perhaps caused it, 'i' another did.
+    letter: str
+    # The field of `running:<worker>`.
+    field: bytes
+    # At so many crashes it is over.
+    budget: int = 0
+    # What its future then raises.
+    reason: str = ""
+
+
+class Reclaimed(msgspec.Struct, frozen=True):
+    """The reply to a reclaim."""
+
+    # How many messages were taken back.
+    taken: int
+    # Whether a further call is needed.
+    left: bool
+    # How many messages wait to be handed out alone.
+    suspects: int
+
+
 class Exchanged(msgspec.Struct, frozen=True):
     """The reply to an exchange."""
 
@@ -158,15 +182,21 @@ def renew(base: str, worker: bytes, lease_ms: int, digest: str) -> Command[str]:
 
 
 def reclaim(
-    base: str, lease_ms: int, tick_ms: int, worker: bytes = b""
-) -> Command[tuple[int, bool]]:
+    base: str, lease_ms: int, tick_ms: int, worker: bytes = b"", blames: Sequence[Blame] = ()
+) -> Command[Reclaimed]:
     """Take back the messages of a child, or of all whose lease ran out.
 
-    Reads as how many were taken, and whether a further call is needed.
+    `blames` say what its death has to do with those that it ran; the others went for nothing.
     """
-    return Command(
-        scripts.load("reclaim"), base, (lease_ms, tick_ms, PUBLISH, worker), _count_and_left
-    )
+    arguments: list[Argument] = [lease_ms, tick_ms, PUBLISH, worker]
+    for one in blames:
+        arguments += (one.letter, one.field, one.budget, one.reason)
+    return Command(scripts.load("reclaim"), base, arguments, _reclaimed)
+
+
+def release(base: str, worker: bytes, fields: Sequence[bytes]) -> Command[int]:
+    """Give back messages that a child holds and cannot start. Reads as how many it held."""
+    return Command(scripts.load("release"), base, (worker, *fields), lambda reply: int(reply[0]))
 
 
 def expire(base: str, id: str) -> Command[str]:
@@ -211,6 +241,10 @@ def _text(reply: Any) -> str:
 
 def _count_and_left(reply: Any) -> tuple[int, bool]:
     return int(reply[0]), bool(reply[1])
+
+
+def _reclaimed(reply: Any) -> Reclaimed:
+    return Reclaimed(int(reply[0]), bool(reply[1]), int(reply[2]))
 
 
 def _exchanged(reply: Any) -> Exchanged:

@@ -80,11 +80,11 @@ def _look(reply: Any) -> Look:
 
 def _survey(queue: str, reply: Any) -> Survey:
     now_ms, lanes, waiting, running, workers, known, counts, due = reply
-    knows = {name.decode() for name in known}
+    knows = {_task_of(name) for name in known}
     tasks: dict[str, TaskSurvey] = {}
 
     def task(name: bytes) -> TaskSurvey:
-        text = name.decode(errors="replace").partition(":")[0]
+        text = _task_of(name)
         return tasks.setdefault(text, TaskSurvey(known=text in knows))
 
     for lane, length in _pairs(lanes):
@@ -100,6 +100,11 @@ def _survey(queue: str, reply: Any) -> Survey:
         int(due),
         {name.decode(): int(count) for name, count in _pairs(counts)},
     )
+
+
+def _task_of(lane: bytes) -> str:
+    """Return the task of a lane, or the name of the task where suspects wait for it."""
+    return lane.decode(errors="replace").partition(":")[0].removeprefix("!")
 
 
 def _workers(flat: Sequence[Any], now_ms: int) -> Iterable[WorkerSurvey]:

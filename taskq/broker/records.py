@@ -25,6 +25,8 @@ class Record(msgspec.Struct, frozen=True):
     label: bytes = NO_LABEL
     attempts: int = 0
     crashes: int = 0
+    # Points of suspicion; `lua/reclaim.lua` says for what.
+    suspect: int = 0
     # How many times the message was claimed.
     claims: int = 0
     fence: int = 0
@@ -60,6 +62,7 @@ def parse(raw: bytes) -> Record:
         label=raw[1:22],
         attempts=int(raw[22:28]),
         crashes=int(raw[28:31]),
+        suspect=int(raw[31:34]),
         claims=int(raw[34:40]),
         fence=int(raw[40:56]),
         worker=raw[56:88],

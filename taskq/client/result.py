@@ -13,9 +13,11 @@ from taskq.config import Seconds
 from taskq.errors import (
     Cancelled,
     Expired,
+    HardTimeLimitExceeded,
     MessageLost,
     MessageRefused,
     ResultNotStored,
+    WorkerCrashed,
 )
 from taskq.model import outcome, serializers
 from taskq.model.outcome import Report
@@ -263,6 +265,10 @@ class Result(Generic[R_co]):
         words = words_of(record)
         if record.letter == b"e":
             return Expired(f"{self.id} did not start before it expired")
+        if record.letter == b"t":
+            return HardTimeLimitExceeded(f"{self.id} {words}")
+        if record.letter == b"k":
+            return WorkerCrashed(f"{self.id} {words}")
         if record.letter == b"c":
             return Cancelled(f"{self.id}: {words or 'cancelled'}")
         return MessageRefused(f"{self.id}: {words}")

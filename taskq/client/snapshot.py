@@ -64,6 +64,8 @@ class Subject:
             note = "no live worker knows this task"
         if record.letter == b"r":
             note = "refused: " + words_of(record)
+        if record.letter in b"tk":
+            note = words_of(record)
         source = report or envelope
         return Snapshot(
             id=self.address,

@@ -57,6 +57,8 @@ LETTERS: dict[bytes, State] = {
     b"s": State.SUCCEEDED,
     b"f": State.FAILED,
     b"r": State.FAILED,  # refused: set aside unread
+    b"t": State.FAILED,  # its process was killed: it ran past its hard time limit
+    b"k": State.FAILED,  # it killed too many of the processes that ran it
     b"c": State.CANCELLED,
     b"e": State.EXPIRED,
 }

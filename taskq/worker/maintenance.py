@@ -9,10 +9,11 @@ import contextlib
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from taskq.broker import commands, keys, queries
+from taskq.broker.commands import Blame
 from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
@@ -48,8 +49,12 @@ class Maintenance:
         self._line = Line(endpoint)
         self._wake = threading.Event()
         self._stopped = False
+        # How many suspects wait in each queue, at the last look; read by the supervisor.
+        self.suspects: dict[str, int] = {}
         # Children that died: what they held is taken back at once.
-        self._dead: list[Member] = []
+        self._dead: list[tuple[Member, Sequence[Blame]]] = []
+        # What children hold and cannot start: given back at once.
+        self._stuck: list[tuple[Member, Sequence[bytes]]] = []
         self._lock = threading.Lock()
         # Not at once: the children are about to say what they know.
         self._warn_at = clock.monotonic() + self._tick
@@ -68,10 +73,16 @@ class Maintenance:
         self._wake.set()
         self._thread.join(10)
 
-    def reclaim(self, members: Iterable[Member]) -> None:
-        """Take back what these dead children held, now."""
+    def reclaim(self, member: Member, blames: Sequence[Blame] = ()) -> None:
+        """Take back what a dead child held, now; `blames` say what it died of."""
         with self._lock:
-            self._dead.extend(members)
+            self._dead.append((member, blames))
+        self._wake.set()
+
+    def release(self, member: Member, fields: Sequence[bytes]) -> None:
+        """Give back what a child holds and cannot start, now."""
+        with self._lock:
+            self._stuck.append((member, fields))
         self._wake.set()
 
     def _run(self) -> None:
@@ -88,6 +99,7 @@ class Maintenance:
         """Do all duties once; return the seconds until the next round."""
         try:
             self._take_back_dead()
+            self._give_back_stuck()
             self._renew()
             self._reap()
             self._warn()
@@ -101,10 +113,20 @@ class Maintenance:
 
     def _take_back_dead(self) -> None:
         while self._dead:
-            queue, worker = self._dead[0]
-            self._reclaim(queue, worker)
+            (queue, worker), blames = self._dead[0]
+            self._reclaim(queue, worker, blames)
             with self._lock:
                 self._dead.pop(0)
+
+    def _give_back_stuck(self) -> None:
+        while self._stuck:
+            with self._lock:
+                (queue, worker), fields = self._stuck.pop(0)
+            base = keys.base(self._app, queue)
+            # Where Redis is away they are stuck as well, and are looked at again.
+            count = self._line.run(commands.release(base, worker.encode(), fields))
+            if count:
+                log.info("gave back %d messages of a busy child on %s", count, queue)
 
     def _renew(self) -> None:
         for queue, worker in list(self._members()):
@@ -118,7 +140,7 @@ class Maintenance:
         for queue in self._queues:
             self._reclaim(queue, "")
 
-    def _reclaim(self, queue: str, worker: str) -> None:
+    def _reclaim(self, queue: str, worker: str, blames: Sequence[Blame] = ()) -> None:
         left = True
         while left:
             command = commands.reclaim(
@@ -126,10 +148,12 @@ class Maintenance:
                 self._lease_ms,
                 round(self._tick * 1000),
                 worker.encode(),
+                blames,
             )
-            count, left = self._line.run(command)
-            if count:
-                log.warning("took back %d messages of a dead worker on %s", count, queue)
+            reply = self._line.run(command)
+            left, self.suspects[queue] = reply.left, reply.suspects
+            if reply.taken:
+                log.warning("took back %d messages of a dead worker on %s", reply.taken, queue)
 
     def _warn(self) -> None:
         """Once a minute, say what people should know of."""

@@ -222,7 +222,8 @@ class Supervisor:
                 continue
             self._children.remove(child)
             if self._maintenance is not None and child.members:
-                self._maintenance.reclaim(list(child.members.items()))
+                for member in child.members.items():
+                    self._maintenance.reclaim(member)
             if self._stopping:
                 continue
             if self._maintenance is None:

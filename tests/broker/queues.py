@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 
 from taskq.broker import commands, keys, queries, records
-from taskq.broker.commands import Command, Exchanged, Finish, Outgoing, Room
+from taskq.broker.commands import Blame, Command, Exchanged, Finish, Outgoing, Room
 from taskq.broker.connection import Endpoint
 from taskq.broker.records import Record
 from taskq.broker.sync import Line
@@ -53,6 +53,8 @@ class Queue:
         self.seal = Keyring(["a secret of the tests, long enough"]).seal(Domain.MESSAGE, app, name)
         self._driver = driver
         self._lines: list[Line] = []
+        # As the last reclaim said.
+        self.suspects = 0
 
     def close(self) -> None:
         """End the subscriptions."""
@@ -116,14 +118,14 @@ class Queue:
         assert worker.enrol() == "ok"
         return worker
 
-    def reclaim(self, worker: Worker | None = None) -> int:
+    def reclaim(self, worker: Worker | None = None, *blames: Blame) -> int:
         """Take back what one worker held, or all those whose lease ran out."""
         taken, left = 0, True
         while left:
-            count, left = self.run(
-                commands.reclaim(self.base, LEASE_MS, TICK_MS, worker.id if worker else b"")
+            reply = self.run(
+                commands.reclaim(self.base, LEASE_MS, TICK_MS, worker.id if worker else b"", blames)
             )
-            taken += count
+            taken, left, self.suspects = taken + reply.taken, reply.left, reply.suspects
         return taken
 
     def ready(self, lane: str = ADD) -> list[str]:
@@ -360,7 +362,7 @@ class Audit:
         raw, ttl = self.records[id]
         assert ttl == -1, f"I9: {id} is in {places[0]}, its record has the TTL {ttl}"
         record = records.parse(raw)
-        letters = {"ready": b"Qsfrce", "sched": b"SY", "runni": b"R", "orpha": b"Rsf"}
+        letters = {"ready": b"Qsfrcetk", "sched": b"SY", "runni": b"R", "orpha": b"Rsf"}
         assert record.letter in letters[places[0][:5]], f"{id} in {places[0]}: {record}"
         if places[0].startswith("running:"):
             worker = places[0].removeprefix("running:").encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taskq.broker import commands
+from taskq.broker.commands import Reclaimed
 from taskq.model.states import State
 from tests.broker.queues import ADD, LEASE_MS, MAIL, TICK_MS, FullQueue, Queue, Worker
 
@@ -104,11 +105,12 @@ def test_five_hundred_are_taken_back_in_one_call(queue: Queue) -> None:
     worker.claim(1000)
     worker.claim(1000)
     command = commands.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id)
-    assert queue.run(command) == (500, True)
+    assert queue.run(command) == Reclaimed(500, left=True, suspects=0)
     queue.audit()
     # Another reaper may do the rest: it need not know which child it was.
     later = commands.reclaim(queue.base, LEASE_MS, TICK_MS)
-    assert [queue.run(later), queue.run(later)] == [(500, True), (200, False)]
+    replies = [queue.run(later), queue.run(later)]
+    assert [(reply.taken, reply.left) for reply in replies] == [(500, True), (200, False)]
     assert queue.ready() == ids
 
 
@@ -118,7 +120,7 @@ def test_a_child_that_came_back_under_its_name_loses_nothing(queue: Queue) -> No
     worker = queue.worker()
     assert len(worker.claim(600)) == 600
     once = commands.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id)
-    assert queue.run(once) == (500, True)
+    assert queue.run(once) == Reclaimed(500, left=True, suspects=0)
     worker.enrol()
     assert len(worker.claim(3)) == 3
     assert queue.reclaim(worker) == 103

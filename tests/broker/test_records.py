@@ -27,7 +27,7 @@ class TestParse:
     def test_the_long_form(self, letter: bytes, tail: bytes) -> None:
         record = records.parse(letter + LABEL + COUNTERS + CLAIM + tail)
         assert record == Record(
-            letter, LABEL, 7, 2, 9, 1700000000000001, b"a" * 32, b"0000000042", tail
+            letter, LABEL, 7, 2, 0, 9, 1700000000000001, b"a" * 32, b"0000000042", tail
         )
         assert record.state is LETTERS[letter]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskq.broker import commands, queries, scripts
-from taskq.broker.commands import Command, Finish, Room
+from taskq.broker.commands import Blame, Command, Finish, Room
 from tests.broker.drivers import Driver
 from tests.broker.queues import ADD, CRAWL, LEASE_MS, MAIL, TICK_MS, Queue
 
@@ -60,7 +60,9 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
         "reclaim": [
             commands.reclaim(base, LEASE_MS, TICK_MS),
             commands.reclaim(base, LEASE_MS, TICK_MS, worker.id),
+            commands.reclaim(base, LEASE_MS, TICK_MS, worker.id, [Blame("k", b"f", 3, "why")] * 2),
         ],
+        "release": [commands.release(base, worker.id, [field.encode()] * 2)],
     }
 
 

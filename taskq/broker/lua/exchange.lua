@@ -83,11 +83,12 @@ local function finish(kind, field, payload, number)
   elseif kind == 'y' then
     local counters = counters_of(record)
     local attempts = counted(sub(counters, 1, 6))
-    local head = 'Y' .. label_of(record) .. attempts .. sub(counters, 7)
-    wait_until(id, now + tonumber(number), head, lane, payload, message)
-    watch_anew(id, lane)
+    -- It ended as tasks do: it is no suspect any more.
+    local head = 'Y' .. label_of(record) .. attempts .. sub(counters, 7, 9) .. '000' .. sub(counters, 13)
+    wait_until(id, now + tonumber(number), head, cleared(lane), payload, message)
+    watch_anew(id, cleared(lane))
   else
-    set_aside(id, lane, message, history_of(payload))
+    set_aside(id, cleared(lane), message, history_of(payload))
     save_terminal(id, payload, number)
     announce(publish, id, payload)
   end

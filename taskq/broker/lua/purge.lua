@@ -18,7 +18,7 @@ local function cancel(id, record)
 end
 
 for _, lane in ipairs(call('ZRANGE', base .. 'lanes', 0, -1)) do
-  if only == '' or task_of(lane) == only then
+  if only == '' or cleared(task_of(lane)) == only then
     local key = base .. 'ready:' .. lane
     local messages = call('RPOP', key, MOST) or {}
     for _, message in ipairs(messages) do
@@ -39,7 +39,7 @@ repeat
   for i = 1, #page[2], 2 do
     local id = page[2][i]
     local record = call('GET', base .. 'm:' .. id)
-    if is_waiting(record) and (only == '' or task_of((parts_of(record))) == only) then
+    if is_waiting(record) and (only == '' or cleared(task_of((parts_of(record)))) == only) then
       unschedule(id, record)
       cancel(id, record)
     end

@@ -1,9 +1,24 @@
 -- reclaim: take back the messages of a dead child, or of all whose lease ran out.
 -- KEYS  base
--- ARGV  lease_ms tick_ms publish worker    worker: '' for all that expired
--- Returns {taken left}    left: '1' if a further call is needed
--- use: core clock records lanes running
+-- ARGV  lease_ms tick_ms publish worker (blame field budget reason)*    worker: '' for all that expired
+-- Returns {taken left suspects}    left: '1' if a further call is needed
+-- use: core clock records lanes scheduled dead running
+--
+-- blame     what the death of the worker has to do with a message that it ran:
+--           'k' caused it: one crash more; at `budget` crashes the message is over
+--           't' it was killed for this one, which ran past its hard limit: that fails
+--           's' perhaps caused it     'i' ran when another one caused it
+-- reason    the words that its future raises
+-- suspects  how many wait to be handed out alone
+--
+-- Points of suspicion: 's' counts for two, 'i' for one, as does a worker of which nothing is
+-- known but that its lease ran out. From two on, and after a crash, a message is handed out
+-- alone: then the next death has one cause, or another one.
 local lease, tick, publish, target = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local ALONE_FROM = 2
+-- Nothing is charged for the loss of a whole host. But none may go on losing hosts for ever.
+local LOST_MOST = 20
+local POINTS = {s = 2, i = 1}
 local MOST = 500
 call('HDEL', base .. 'seqs', '')
 
@@ -19,7 +34,7 @@ end
 
 -- From here on the worker can claim nothing, and its finishes count only if nobody else
 -- took the message over.
-local function disown(worker)
+local function disown(worker, points)
   call('ZREM', base .. 'workers', worker)
   leave_group(worker)
   call('HDEL', base .. 'seqs', worker)
@@ -32,7 +47,7 @@ local function disown(worker)
     call('HDEL', running, field)
   end
   if call('EXISTS', running) == 1 then call('RENAME', running, orphans) end
-  call('ZADD', base .. 'orphans', digits(now), worker)
+  call('ZADD', base .. 'orphans', points, worker)
 end
 
 -- An outage is not a death: after a gap in the ticks (Redis was away, its clock jumped)
@@ -48,7 +63,7 @@ local function on_hold()
 end
 
 if target ~= '' then
-  disown(target)
+  disown(target, 0)
 elseif not on_hold() then
   -- After a clock that jumped back, no lease may seem to last for ever.
   local most = digits(now + 2 * lease)
@@ -56,7 +71,7 @@ elseif not on_hold() then
     call('ZADD', base .. 'workers', digits(now + lease), worker)
   end
   for _, worker in ipairs(call('ZRANGEBYSCORE', base .. 'workers', '-inf', digits(now), 'LIMIT', 0, 100)) do
-    disown(worker)
+    disown(worker, 1)
   end
   call('ZREMRANGEBYSCORE', base .. 'groups', '-inf', digits(now))
 end
@@ -69,27 +84,82 @@ local function in_order(held)
   return fields
 end
 
-local function take_back(field, value)
+-- The message is over, by these words; people find it among the dead letters.
+local function give_up(letter, id, lane, message, record, words)
+  set_aside(id, cleared(lane), message, words)
+  resolve(publish, id, letter, record, words, DAY)
+end
+
+-- Queue a message again, with `points` more of suspicion, after `delay` ms.
+local function take_back(id, lane, message, record, points, delay)
+  local counters, history = counters_of(record), history_of(record)
+  local suspect = tonumber(sub(counters, 10, 12)) + points
+  if points > 0 then counters = suspected(counters, tonumber(sub(counters, 7, 9)), suspect) end
+  if suspect >= LOST_MOST then
+    give_up('k', id, lane, message, record, 'was there when too many workers were lost')
+  elseif suspect < ALONE_FROM or delay == 0 then
+    call('SET', base .. 'm:' .. id, queued(label_of(record), counters, history))
+    put_back(suspect < ALONE_FROM and lane or apart(lane), message)
+  else
+    wait_until(id, now + delay, 'Y' .. label_of(record) .. counters, apart(lane), history, message)
+  end
+end
+
+-- Do what the blame asks for: at most give the message up, at least nothing.
+local function judge(id, lane, message, record, blame)
+  local counters = counters_of(record)
+  local suspect = tonumber(sub(counters, 10, 12))
+  local crashes = tonumber(sub(counters, 7, 9)) + (blame.letter == 'k' and 1 or 0)
+  local over = blame.letter == 't' or (blame.letter == 'k' and crashes >= blame.budget)
+  if over then counters = counted(sub(counters, 1, 6)) .. sub(counters, 7) end
+  record = 'R' .. label_of(record) .. suspected(counters, crashes, suspect) .. history_of(record)
+  if over then
+    give_up(blame.letter, id, lane, message, record, blame.reason)
+  else
+    -- One that is known to kill is alone from now on; it need not be suspected more and more.
+    local points = blame.letter == 'k' and math.max(ALONE_FROM - suspect, 0) or POINTS[blame.letter]
+    take_back(id, lane, message, record, points, 0)
+  end
+end
+
+local blames, taken = {}, 0
+for i = 5, #ARGV, 4 do
+  blames[ARGV[i + 1]] = {letter = ARGV[i], budget = tonumber(ARGV[i + 2]), reason = ARGV[i + 3]}
+end
+
+local function settle(worker, points, field, value)
   local id = sub(field, 1, 32)
-  local lane, message = unpack_claimed(value)
   local record = call('GET', base .. 'm:' .. id) or ('R' .. NO_LABEL .. UNCLAIMED)
   if is_terminal(record) then
     call('PEXPIRE', base .. 'm:' .. id, DAY)
     return
   end
-  call('SET', base .. 'm:' .. id, queued(label_of(record), counters_of(record), history_of(record)))
-  put_back(lane, message)
+  local lane, message = unpack_claimed(value)
+  if worker == target and blames[field] then
+    judge(id, lane, message, record, blames[field])
+  else
+    -- Some hosts are lost together: not all suspects begin again in one moment.
+    take_back(id, lane, message, record, points, points > 0 and 1000 + now_us % 4000 or 0)
+  end
 end
 
-local taken = 0
-for _, worker in ipairs(call('ZRANGE', base .. 'orphans', 0, -1)) do
-  local key = base .. 'orphans:' .. worker
-  for _, field in ipairs(in_order(call('HGETALL', key))) do
-    if taken >= MOST then return {taken, '1'} end
-    call('HDEL', key, field[2])
-    take_back(field[2], field[3])
-    taken = taken + 1
+local function drain()
+  local workers = call('ZRANGE', base .. 'orphans', 0, -1, 'WITHSCORES')
+  for i = 1, #workers, 2 do
+    local worker, key = workers[i], base .. 'orphans:' .. workers[i]
+    for _, field in ipairs(in_order(call('HGETALL', key))) do
+      if taken >= MOST then return '1' end
+      call('HDEL', key, field[2])
+      settle(worker, tonumber(workers[i + 1]), field[2], field[3])
+      taken = taken + 1
+    end
+    call('ZREM', base .. 'orphans', worker)
   end
-  call('ZREM', base .. 'orphans', worker)
+  return ''
 end
-return {taken, ''}
+
+local rest, suspects = drain(), 0
+for _, lane in ipairs(call('ZRANGE', base .. 'lanes', 0, -1)) do
+  if sub(lane, 1, 1) == '!' then suspects = suspects + call('LLEN', base .. 'ready:' .. lane) end
+end
+return {taken, rest, suspects}

@@ -3,6 +3,17 @@ local function task_of(lane)
   return string.match(lane, '^[^:]+')
 end
 
+-- Where suspects wait: those that may have killed a process. Only children with one slot
+-- know their tasks by this name, so that each is handed out alone.
+local function apart(lane)
+  return sub(lane, 1, 1) == '!' and lane or '!' .. lane
+end
+
+-- The lane of a message that is above suspicion again.
+local function cleared(lane)
+  return sub(lane, 1, 1) == '!' and sub(lane, 2) or lane
+end
+
 local function priority_of(lane)
   return string.match(lane, ':(%d)$') or '5'
 end

@@ -49,6 +49,12 @@ local function counted(count)
   return string.format('%06d', math.min(tonumber(count) + 1, 999999))
 end
 
+-- The same counters with another number of crashes, and of points of suspicion.
+local function suspected(counters, crashes, suspect)
+  return sub(counters, 1, 6) .. string.format('%03d', math.min(crashes, 999))
+    .. string.format('%03d', math.min(suspect, 999)) .. sub(counters, 13)
+end
+
 -- The shortest record of a queued message.
 local function queued(label, counters, history)
   if counters ~= UNCLAIMED then return 'Q' .. label .. counters .. history end
