@@ -47,6 +47,11 @@ def lane(task: str, priority: int) -> str:
     return task if priority == DEFAULT_PRIORITY else f"{task}:{priority}"
 
 
+def apart(task: str) -> str:
+    """Return the name of a task under which its suspects wait, for children with one slot."""
+    return f"!{task}"
+
+
 def ready(app: str, queue: str, task: str, priority: int = DEFAULT_PRIORITY) -> str:
     """Return the key of the list that holds a task's queued calls."""
     return f"{base(app, queue)}ready:{lane(task, priority)}"

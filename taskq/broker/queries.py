@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from taskq.broker import scripts
+from taskq.broker import keys, scripts
 from taskq.broker.commands import Command
 from taskq.broker.records import Record, parse
 
@@ -104,7 +104,7 @@ def _survey(queue: str, reply: Any) -> Survey:
 
 def _task_of(lane: bytes) -> str:
     """Return the task of a lane, or the name of the task where suspects wait for it."""
-    return lane.decode(errors="replace").partition(":")[0].removeprefix("!")
+    return lane.decode(errors="replace").partition(":")[0].removeprefix(keys.apart(""))
 
 
 def _workers(flat: Sequence[Any], now_ms: int) -> Iterable[WorkerSurvey]:

@@ -10,8 +10,9 @@ import click
 
 from taskq.cli.place import app_option, fail, named_app
 from taskq.config import NAME
-from taskq.worker import logs
-from taskq.worker.supervisor import Orders, Supervisor
+from taskq.worker import logs, memory
+from taskq.worker.process import Orders
+from taskq.worker.supervisor import Supervisor
 
 _COUNT = click.IntRange(0, 100_000)
 _LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False)
@@ -44,6 +45,13 @@ _LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"], case_s
     type=click.FloatRange(min=0),
     help="Seconds running tasks get at the end. [25]",
 )
+@click.option(
+    "--max-tasks-per-child",
+    type=click.IntRange(min=1),
+    help="Replace a child, without haste, when it has run so many.",
+)
+@click.option("--max-memory-per-child", help="The same when it uses so much memory: 512M, 2G.")
+@click.option("--memory-limit", help="Kill a child that uses so much, and say why.")
 @click.pass_context
 def worker(context: click.Context, /, modules: tuple[str, ...], **options: Any) -> None:
     """Run the tasks of an app: taskq worker proj [MODULE...].
@@ -71,6 +79,9 @@ def worker(context: click.Context, /, modules: tuple[str, ...], **options: Any) 
         burst=options["burst"],
         reload=options["reload"],
         shutdown_timeout=options["shutdown_timeout"],
+        max_tasks=options["max_tasks_per_child"],
+        max_memory=_size("--max-memory-per-child", options["max_memory_per_child"]),
+        memory_limit=_size("--memory-limit", options["memory_limit"]),
     )
     logs.configure(orders.loglevel, orders.log_format, name)
     raise SystemExit(Supervisor(orders).run())
@@ -82,6 +93,13 @@ def _slots(options: dict[str, Any]) -> tuple[int | None, int | None]:
     if options["processes"] is not None or options["threads"] is not None:
         fail("-c N means -p N -t 1: give either -c, or -p and -t")
     return options["concurrency"], 1
+
+
+def _size(option: str, text: str | None) -> int | None:
+    try:
+        return None if text is None else memory.parse(text)
+    except ValueError as error:
+        fail(f"{option}: {error}")
 
 
 def _queues(text: str | None) -> tuple[str, ...] | None:

@@ -7,6 +7,7 @@ It says `hello` to the supervisor, or `failed` and why; then it obeys: `drain`,
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import selectors
@@ -30,13 +31,19 @@ log = logging.getLogger("taskq.worker")
 EXIT_FAILED = 2
 _PR_SET_PDEATHSIG = 1
 _CHECK_SECONDS = 1.0
+_IDLE_CHECKS = 2
 
 
 class Child:
     """One process's side of the conversation with the supervisor."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, board: int, dump: int) -> None:
         self._channel = channel
+        # Descriptors: of the board, and of the file for faulthandler's last words.
+        self._board, self._dump = board, dump
+        # With one slot only: how often it was found with nothing to do, in a row.
+        self._idle = 0
+        self._spent = False
         self._orders: dict[str, Any] = {}
         self._engine: Engine | None = None
         self._retrying = 0
@@ -57,13 +64,17 @@ class Child:
         except Exception as error:  # noqa: BLE001 - told to the supervisor, in one line
             self._channel.send({"kind": "failed", "reason": _reason(error)})
             return EXIT_FAILED
+        # First this: what kills the child from now on is a message.
         self._channel.send(self._hello(self._engine))
+        self._engine.start()
         return self._serve(self._engine)
 
     def _start(self) -> Engine:
         orders = self._orders
         app = load_app(orders["app"], orders["modules"])
-        # After the app's own modules: if they log in their way, so does the worker.
+        # After the app's own modules, which may have turned it on for another file.
+        faulthandler.enable(self._dump)
+        # The same: if they log in their way, so does the worker.
         logs.configure(orders["loglevel"], orders["log_format"], orders["name"])
         if app.access.endpoint.memory:
             msg = "memory:// lives in one process: use taskq.testing.running_worker, or a server"
@@ -72,12 +83,21 @@ class Child:
         threads = config.threads if orders["threads"] is None else orders["threads"]
         coroutines = config.coroutines if orders["coroutines"] is None else orders["coroutines"]
         queues = orders["queues"] or app.queues
-        engine = Engine(app, Plan(tuple(queues), threads, coroutines, orders["name"]))
+        plan = Plan(
+            tuple(queues), threads, coroutines, orders["name"], self._board, orders["alone"]
+        )
+        engine = Engine(app, plan)
         engine.exchange.enrolled = lambda: self._tell_members(engine)
         if orders["burst"]:
             engine.exchange.retrying = set()
-            engine.exchange.after_turn = self._chained(engine.exchange.after_turn)
-        engine.start()
+            engine.exchange.after_turn = self._chained(
+                engine.exchange.after_turn, self._tell_retrying
+            )
+        if orders["max_tasks"] is not None:
+            engine.exchange.after_turn = self._chained(
+                engine.exchange.after_turn, self._count_ended
+            )
+        engine.prepare()
         return engine
 
     def _hello(self, engine: Engine) -> Note:
@@ -91,6 +111,7 @@ class Child:
             "tasks": sorted(engine.kinds),
             "digest": engine.digest,
             "lease": config.lease,
+            "max_crashes": config.max_crashes,
             "processes": config.processes,
             "shutdown_timeout": config.shutdown_timeout,
             "slots": f"{engine.plan.threads} threads, {engine.plan.coroutines} coroutines",
@@ -102,7 +123,8 @@ class Child:
             selector.register(self._channel, selectors.EVENT_READ)
             selector.register(self._wake_out, selectors.EVENT_READ)
             while True:
-                timeout = _CHECK_SECONDS if self._orders["burst"] else None
+                checks = self._orders["burst"] or self._orders["alone"]
+                timeout = _CHECK_SECONDS if checks else None
                 ready = {key.fileobj for key, _ in selector.select(timeout)}
                 if self._wake_out in ready:
                     words = os.read(self._wake_out, 4096)
@@ -114,9 +136,33 @@ class Child:
                     if notes is None or any(note["kind"] == "hand_back" for note in notes):
                         return self._end(engine)
                     for note in notes:
-                        self._drain(engine, note["seconds"])
+                        self._obey(engine, note)
                 if self._orders["burst"] and not ready:
                     self._prune_retrying(engine)
+                if self._orders["alone"] and not ready and self._has_nothing_to_do(engine):
+                    return self._end(engine)
+
+    def _obey(self, engine: Engine, note: Note) -> None:
+        if note["kind"] == "drain":
+            self._drain(engine, note["seconds"])
+        elif note["kind"] == "ping":
+            self._channel.send({"kind": "pong"})
+        elif note["kind"] == "flush":
+            # This process will be killed for one message: the others must lose nothing by it.
+            engine.quiet()
+            engine.exchange.lead()
+
+    def _has_nothing_to_do(self, engine: Engine) -> bool:
+        """Whether no suspect came for a while: who has one slot lives for those alone."""
+        self._idle = 0 if engine.exchange.holding else self._idle + 1
+        return self._idle >= _IDLE_CHECKS
+
+    def _count_ended(self) -> None:
+        engine, most = self._engine, self._orders["max_tasks"]
+        if engine is not None and engine.exchange.ended >= most and not self._spent:
+            self._spent = True
+            why = f"it ran {engine.exchange.ended:,} messages"
+            self._channel.send({"kind": "spent", "why": why})
 
     def _drain(self, engine: Engine, seconds: float) -> None:
         """Let what runs end, at most so long, in a thread: this one must go on listening."""
@@ -128,7 +174,9 @@ class Child:
         threading.Thread(target=drain, name="taskq-drain", daemon=True).start()
 
     def _end(self, engine: Engine) -> int:
-        if engine.stop():
+        ended = engine.stop()
+        self._channel.send({"kind": "bye"})
+        if ended:
             return 0
         # A task's thread runs on: leaving in the usual way could wait for it.
         logging.shutdown()
@@ -137,10 +185,10 @@ class Child:
     def _tell_members(self, engine: Engine) -> None:
         self._channel.send({"kind": "members", "members": engine.exchange.members()})
 
-    def _chained(self, earlier: Any) -> Any:
+    def _chained(self, earlier: Any, then: Any) -> Any:
         def after_turn() -> None:
             earlier()
-            self._tell_retrying()
+            then()
 
         return after_turn
 
@@ -203,8 +251,9 @@ def _source_files() -> list[str]:
 
 
 def main() -> int:
-    """Run a child; its end of the channel is the descriptor in the first argument."""
-    return Child(Channel(socket.socket(fileno=int(sys.argv[1])))).run()
+    """Run a child; the arguments are descriptors: the channel, the board, the last words."""
+    channel, board, dump = map(int, sys.argv[1:4])
+    return Child(Channel(socket.socket(fileno=channel)), board, dump).run()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from taskq.broker import keys
 from taskq.errors import BrokerError
 from taskq.model import clock
 from taskq.worker.bell import Bell
@@ -60,6 +61,8 @@ class Plan:
     name: str
     # The descriptor of the board; None where nobody reads one.
     board: int | None = None
+    # One slot in all, for messages that are handed out alone.
+    alone: bool = False
 
 
 class Engine:
@@ -69,8 +72,12 @@ class Engine:
         self.app = app
         self.plan = plan
         self.phase = Phase.NEW
+        self._prepared = False
         self.kinds = {name: "c" if task.coroutine else "t" for name, task in app.tasks.items()}
-        self.digest = _digest(self.kinds)
+        known = self.kinds
+        if plan.alone:
+            known = {keys.apart(name): kind for name, kind in self.kinds.items()}
+        self.digest = _digest(known)
         # Set when the tending thread should look at what is to be done.
         self._attention = threading.Event()
         self._moved = threading.Condition()
@@ -80,9 +87,9 @@ class Engine:
         # Until when it sleeps by itself; infinite while it is awake.
         self._tend_at = math.inf
         self._outbox = Outbox(self._ended)
-        slots = Slots(plan.threads, plan.coroutines)
+        slots = Slots(plan.threads, plan.coroutines, alone=plan.alone)
         endpoint = app.access.endpoint
-        badge = Badge(plan.name, round(app.config.lease * 1000), self.kinds, self.digest)
+        badge = Badge(plan.name, round(app.config.lease * 1000), known, self.digest)
         self.exchange = Exchange(
             app.name, endpoint, plan.queues, badge, slots, self._outbox, self._board
         )
@@ -98,21 +105,29 @@ class Engine:
         slots.waiting = self._threads.buffer.__len__
         slots.put_threads = self._threads.put
         slots.put_coroutines = self._coroutines.put
+        slots.kept = lambda: self._coroutines.kept
+        self._coroutines.freed = self._loop_freed
         self._tender = threading.Thread(target=self._tend, name="taskq-tender", daemon=True)
 
-    def start(self) -> None:
-        """Enter the app's lifespan, then begin to claim. Returns at once.
+    def prepare(self) -> None:
+        """Enter the app's lifespan.
 
         Raises:
-            Exception: what the lifespan raised.
+            Exception: what it raised.
 
         """
+        self._prepared = True
         self._coroutines.start()
         try:
             self._executor.state = self._enter_lifespan()
         except BaseException:
             self._coroutines.stop(_JOIN_SECONDS)
             raise
+
+    def start(self) -> None:
+        """Begin to claim; prepare, where that was not done. Returns at once."""
+        if not self._prepared:
+            self.prepare()
         self._threads.start()
         self.phase = Phase.RUNNING
         self._attention.set()
@@ -220,6 +235,10 @@ class Engine:
 
     def _coroutine_ended(self, done: Done) -> None:
         self._outbox.put(done, prompt=True)
+
+    def _loop_freed(self) -> None:
+        self.exchange.ask()
+        self._call_tender(0.0)
 
     def _after_turn(self) -> None:
         if self._bell.lacks(self.exchange.open_kinds()):

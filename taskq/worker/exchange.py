@@ -39,8 +39,12 @@ _BACKOFF = (0.05, 1.0)
 class Slots:
     """Whither claimed messages go: how many of each kind, and the pools' own calls."""
 
-    def __init__(self, threads: int, coroutines: int) -> None:
+    def __init__(self, threads: int, coroutines: int, *, alone: bool = False) -> None:
         self.sizes = {"t": threads, "c": coroutines}
+        # Whether one message at a time is all there may be, of either kind.
+        self.alone = alone
+        # Whether a task keeps the event loop to itself.
+        self.kept: Callable[[], bool] = lambda: False
         # How many messages wait for a thread.
         self.waiting: Callable[[], int] = lambda: 0
         # Messages, and how many of them are quick.
@@ -68,6 +72,8 @@ class Exchange:
         self.after_turn: Callable[[], None] = lambda: None
         # Called when the child's id in a queue has changed.
         self.enrolled: Callable[[], None] = lambda: None
+        # How many messages were run to an end.
+        self.ended = 0
         # Messages of this child that wait for another attempt; kept for --burst only.
         self.retrying: set[bytes] | None = None
         self._by_queue = {port.queue: port for port in self.ports}
@@ -144,9 +150,9 @@ class Exchange:
 
     def open_kinds(self) -> str:
         """Return the kinds of slot with room: what the bell should listen for."""
-        if self.quiet:
+        if self.quiet or (self._slots.alone and self._held):
             return ""
-        return "".join(kind for kind, size in self._slots.sizes.items() if size > self._used[kind])
+        return "".join(kind for kind in "tc" if self._free(kind))
 
     def next_turn(self) -> float:
         """Return the monotonic instant at which a turn is due by itself."""
@@ -258,13 +264,23 @@ class Exchange:
     def _room(self, port: Port, now: float) -> Room:
         if self.quiet or now < port.paused_until:
             return Room()
-        free = {kind: max(0, size - self._used[kind]) for kind, size in self._slots.sizes.items()}
+        if self._slots.alone:
+            if self._held:
+                return Room()
+            # One message in all: for a thread or for the loop, by turns.
+            return Room(threads=1) if self._turns % 2 else Room(coroutines=1)
+        free = {kind: self._free(kind) for kind in "tc"}
         caps = self._meter.caps(self._slots.waiting())
         # What has no entry on the board is not claimed; first of all, nothing ahead.
         if sum(caps.values()) > self._board.room - free["t"] - free["c"]:
             caps = {}
         room = self._board.room
         return Room(min(free["t"], room), min(free["c"], room), caps)
+
+    def _free(self, kind: str) -> int:
+        if kind == "c" and self._used[kind] and self._slots.kept():
+            return 0
+        return max(0, self._slots.sizes[kind] - self._used[kind])
 
     def _settle(self, ended: Iterable[Done]) -> None:
         """Take ended attempts off the books, and put them in line to be sent."""
@@ -277,6 +293,7 @@ class Exchange:
             self._used[delivery.kind] -= 1
             port = self._by_queue[delivery.claim.queue]
             if done.task:
+                self.ended += 1
                 self._meter.note(done.task, done.duration)
             elif done.late:
                 self._meter.doubt()
@@ -290,7 +307,9 @@ class Exchange:
         self._settle(Done(one, Finish("b", one.field)) for one in ones)
 
     def _note(self, finish: Finish, verdict: str) -> None:
-        if verdict == "l":
+        if verdict == "l" and finish.kind == "b":
+            log.debug("%s was given back already", finish.field[:32].decode())
+        elif verdict == "l":
             name = finish.field[:32].decode()
             log.warning("an outcome of %s came too late: another claim has the message", name)
         elif finish.kind == "y" and self.retrying is not None:

@@ -11,16 +11,20 @@ import logging
 import os
 import selectors
 import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Generator
 
+from taskq.broker.commands import Blame
 from taskq.broker.connection import Endpoint
 from taskq.model import clock
+from taskq.worker import memory
+from taskq.worker.blame import Death, charges
+from taskq.worker.board import STARTED, Entry
 from taskq.worker.burst import BurstWatch
-from taskq.worker.channel import Channel, Note
+from taskq.worker.channel import Note
+from taskq.worker.guard import Guard
 from taskq.worker.maintenance import Maintenance, Member
+from taskq.worker.process import ChildProcess, Orders, ended
 from taskq.worker.reload import FileWatch
 
 log = logging.getLogger("taskq.worker")
@@ -30,76 +34,8 @@ _RESTART_RESET = 10.0
 # After `hand_back`, a child that has not ended is killed.
 _KILL_AFTER = 5.0
 _TICK = 0.25
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Orders:
-    """What `taskq worker` was told. None leaves it to the app's settings."""
-
-    app: str
-    modules: tuple[str, ...] = ()
-    queues: tuple[str, ...] | None = None
-    processes: int | None = None
-    threads: int | None = None
-    coroutines: int | None = None
-    name: str = ""
-    loglevel: str = "info"
-    log_format: str = "text"
-    burst: bool = False
-    reload: bool = False
-    shutdown_timeout: float | None = None
-
-
-class ChildProcess:
-    """One child as its parent sees it."""
-
-    def __init__(self, orders: Orders, number: int) -> None:
-        self.number = number
-        self.hello: Note | None = None
-        # The child's id in each queue.
-        self.members: dict[str, str] = {}
-        self.retrying = 0
-        self.failed: str | None = None
-        # Stopped by a signal: it runs nothing, so its leases are not renewed.
-        self.frozen = False
-        self.leaving = False
-        self.born = clock.monotonic()
-        self.kill_at = float("inf")
-        name = orders.name if number == 1 else f"{orders.name}.{number}"
-        ours, theirs = socket.socketpair()
-        with theirs:
-            argv = [sys.executable, "-m", "taskq.worker.child", str(theirs.fileno())]
-            # Out of reach of the terminal's Ctrl-C: the supervisor decides.
-            self.process = subprocess.Popen(
-                argv,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-            )
-        self.channel = Channel(ours)
-        self.channel.send({**dataclasses.asdict(orders), "name": name})
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self.process.pid
-
-    def kill(self) -> None:
-        """End it now."""
-        with contextlib.suppress(ProcessLookupError):  # it was quicker
-            os.kill(self.pid, signal.SIGKILL)
-
-    def reaped(self) -> int | None:
-        """Return its exit status once it has ended; note if it was stopped meanwhile."""
-        pid, status = os.waitpid(self.pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
-        if pid == 0:
-            return None
-        if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
-            self.frozen = os.WIFSTOPPED(status)
-            return None
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        self.channel.close()
-        return self.process.returncode
+# So many children with one slot run at a time, each for a message that may kill it.
+_MOST_ALONE = 4
 
 
 class Supervisor:
@@ -122,6 +58,13 @@ class Supervisor:
         self._hand_back_at = float("inf")
         # Members that Redis did not know, once: the child may know already.
         self._suspects: set[Member] = set()
+        self._guard: Guard | None = None
+        # When the next hard limit passes.
+        self._look_at = float("inf")
+        # How many processes the system had killed for want of memory, at the last look.
+        self._starved = memory.kills()
+        self._max_crashes = 3
+        self._alone = 0
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
@@ -161,9 +104,28 @@ class Supervisor:
             for number, handler in earlier.items():
                 signal.signal(number, handler)
 
-    def _start_child(self, number: int) -> None:
+    def _start_child(self, number: int) -> ChildProcess:
         self._restarts.pop(number, None)
-        self._children.append(ChildProcess(self._orders, number))
+        name = self._orders.name if number == 1 else f"{self._orders.name}.{number}"
+        child = ChildProcess(self._orders, number, name)
+        self._children.append(child)
+        return child
+
+    def _start_alone(self) -> None:
+        """Start a child with one slot for each suspect that waits, up to a few."""
+        if self._maintenance is None:
+            return
+        running = sum(child.alone for child in self._children)
+        suspects = self._maintenance.suspects
+        for queue in [queue for queue, count in suspects.items() if count > 0]:
+            while suspects[queue] > 0 and running < _MOST_ALONE:
+                # Each is started for one of them; the next look at Redis tells what is left.
+                suspects[queue] -= 1
+                running += 1
+                self._alone += 1
+                orders = dataclasses.replace(self._orders, threads=1, coroutines=1, alone=True)
+                name = f"{self._orders.name}.alone{self._alone}"
+                self._children.append(ChildProcess(orders, 0, name))
 
     def _wait(self) -> None:
         """Block until a child speaks, a signal comes, or a tick has passed."""
@@ -171,25 +133,36 @@ class Supervisor:
             selector.register(self._wake_out, selectors.EVENT_READ)
             for child in self._children:
                 selector.register(child.channel, selectors.EVENT_READ, child)
-            for key, _ in selector.select(_TICK):
+            left = self._look_at - clock.monotonic()
+            for key, _ in selector.select(max(0.0, min(_TICK, left))):
                 if key.data is None:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_out, 4096)
                 else:
                     self._hear(key.data)
 
-    def _hear(self, child: ChildProcess) -> None:
-        for note in child.channel.receive() or ():
+    def _hear(self, child: ChildProcess) -> bool:
+        """Take what a child says; return whether it may say more."""
+        notes = child.channel.receive()
+        for note in notes or ():
             if note["kind"] == "hello":
                 child.hello = note
                 self._files.watch(note["files"])
                 self._welcome(note)
+                self._relieve(child)
             elif note["kind"] == "failed":
                 child.failed = note["reason"]
             elif note["kind"] == "members":
                 child.members = note["members"]
             elif note["kind"] == "retrying":
                 child.retrying = note["count"]
+            elif note["kind"] == "pong":
+                child.pinged_at, child.answered_at = None, clock.monotonic()
+            elif note["kind"] == "spent":
+                self._recycle(child, note["why"])
+            elif note["kind"] == "bye":
+                child.bye = True
+        return notes is not None
 
     def _welcome(self, hello: Note) -> None:
         """Begin in earnest: the first child has told what the app is."""
@@ -208,6 +181,8 @@ class Supervisor:
             lease=hello["lease"], digest=hello["digest"], members=self._members, lost=self._lost,
         )  # fmt: skip
         self._maintenance.start()
+        self._max_crashes = hello["max_crashes"]
+        self._guard = Guard(self._orders, self._maintenance.release, self._recycle)
         for number in range(2, (self._orders.processes or hello["processes"]) + 1):
             self._start_child(number)
         if self._orders.burst:
@@ -220,18 +195,58 @@ class Supervisor:
         for child in list(self._children):
             if (code := child.reaped()) is None:
                 continue
+            while self._hear(child):
+                # It may have said something in the end.
+                pass
             self._children.remove(child)
-            if self._maintenance is not None and child.members:
-                for member in child.members.items():
-                    self._maintenance.reclaim(member)
+            self._bury(child, code)
+            self._relieve(child)
             if self._stopping:
                 continue
             if self._maintenance is None:
                 # No child has ever served the app: another would not either.
-                unsaid = f"the first child ended {_told(code)} before the app was loaded"
+                unsaid = f"the first child ended {ended(code)} before the app was loaded"
                 self._failed, self._stopping = child.failed or unsaid, True
-            else:
+            elif child.alone:
+                if child.failed:
+                    log.error("a child for suspects cannot start: %s", child.failed)
+            elif child.successor is None:
                 self._replace(child, code)
+
+    def _bury(self, child: ChildProcess, code: int) -> None:
+        """Say what it died of, and take back what it held."""
+        starved, self._starved = self._starved, memory.kills()
+        death = child.death(code, starved=self._starved > starved)
+        found = charges(child.board.entries(STARTED), death)
+        if not child.leaving and not self._stopping and not child.failed and not child.bye:
+            log.error("child %d ended %s", child.pid, death.words)
+            if dump := child.dump():
+                log.error("its last words:\n%s", dump)
+        for member in child.members.items():
+            blames = [
+                Blame(
+                    charge.letter,
+                    charge.entry.field,
+                    charge.entry.budget or self._max_crashes,
+                    self._reason(charge.letter, charge.entry, death),
+                )
+                for charge in found
+                if child.queue_of(charge.entry) == member[0]
+            ]
+            if self._maintenance is not None:
+                self._maintenance.reclaim(member, blames)
+        if self._guard is not None:
+            self._guard.forget(child)
+        child.close()
+
+    def _reason(self, letter: str, entry: Entry, death: Death) -> str:
+        """Return what the future of a message raises, if it ends by this death."""
+        if letter == "t":
+            limit = entry.deadline - entry.started
+            return f"ran past its hard_timeout of {limit:g} s; its process was killed"
+        times = entry.budget or self._max_crashes
+        often = "once" if times == 1 else f"{times} times"
+        return f"killed its process {often}; the last one ended {death.words}"
 
     def _replace(self, child: ChildProcess, code: int) -> None:
         """Start another in its place: at once, then with growing pauses."""
@@ -242,7 +257,7 @@ class Supervisor:
             log.error("a child cannot start: %s", child.failed)
             pause = float("inf") if self._orders.reload else max(pause, 1.0)
         elif not child.leaving:
-            log.error("child %d ended %s; starting another", child.pid, _told(code))
+            log.error("child %d ended %s; starting another", child.pid, ended(code))
         self._restarts[child.number] = clock.monotonic() + pause
 
     def _obey_signals(self) -> None:
@@ -278,6 +293,7 @@ class Supervisor:
         else:
             for number in [number for number, at in self._restarts.items() if at <= now]:
                 self._start_child(number)
+            self._start_alone()
             if self._burst is not None and self._burst.idle:
                 log.info("nothing is left to do")
                 self._stop(self._patience)
@@ -286,13 +302,35 @@ class Supervisor:
         for child in self._children:
             if child.kill_at <= now:
                 child.kill()
+        if self._guard is not None:
+            self._look_at = self._guard.look(list(self._children))
+
+    def _recycle(self, child: ChildProcess, why: str) -> None:
+        """Replace a child that works: another is started first, then this one ends its work."""
+        if child.leaving or self._stopping:
+            return
+        log.info("child %d is replaced: %s", child.pid, why)
+        child.leaving = True
+        if child.alone:
+            self._drain(child)
+        else:
+            child.successor = self._start_child(child.number)
+
+    def _relieve(self, child: ChildProcess) -> None:
+        """Let the child go whose place this one has taken, or should have."""
+        for earlier in self._children:
+            if earlier.successor is child:
+                self._drain(earlier)
+
+    def _drain(self, child: ChildProcess) -> None:
+        child.kill_at = clock.monotonic() + self._patience + _KILL_AFTER
+        child.channel.send({"kind": "drain", "seconds": self._patience})
 
     def _reload(self, changed: str) -> None:
         log.info("%s changed; restarting", changed)
         for child in self._children:
             child.leaving = True
-            child.kill_at = clock.monotonic() + self._patience + _KILL_AFTER
-            child.channel.send({"kind": "drain", "seconds": self._patience})
+            self._drain(child)
         for number in self._restarts:
             self._restarts[number] = 0.0
 
@@ -317,11 +355,3 @@ class Supervisor:
 
     def _retries(self) -> int:
         return sum(child.retrying for child in self._children) + (not self._children)
-
-
-def _told(code: int) -> str:
-    if code >= 0:
-        return f"with exit code {code}"
-    with contextlib.suppress(ValueError):
-        return f"by {signal.Signals(-code).name}"
-    return f"by signal {-code}"

@@ -45,7 +45,7 @@ def raw_of(id: str) -> bytes:
 def test_a_message_is_read_as_it_was_written(queue: int, seq: int, now: float, budget: int) -> None:
     view = BoardView()
     board = Board(SLOTS, view.fileno())
-    id = message.new_id()
+    id = message.new_id(1)
     at = board.claim(queue, raw_of(id), seq, now)
     (claimed,) = view.entries(CLAIMED)
     assert (claimed.queue, claimed.id, claimed.seq, claimed.claimed) == (queue, id, seq, now)
@@ -61,7 +61,7 @@ def test_a_message_is_read_as_it_was_written(queue: int, seq: int, now: float, b
 
 
 def test_a_message_goes_through_its_states(view: BoardView, board: Board) -> None:
-    at = board.claim(0, raw_of(message.new_id()), 1, 1.0)
+    at = board.claim(0, raw_of(message.new_id(1)), 1, 1.0)
     states = [CLAIMED, STARTED, ENDED]
     seen = []
     for step in (board.start, board.end, board.free):
@@ -72,11 +72,11 @@ def test_a_message_goes_through_its_states(view: BoardView, board: Board) -> Non
 
 
 def test_a_new_message_inherits_nothing(view: BoardView, board: Board) -> None:
-    at = board.claim(0, raw_of(message.new_id()), 1, 1.0)
+    at = board.claim(0, raw_of(message.new_id(1)), 1, 1.0)
     board.start(at)
     board.run(at, 1.0, 2.0, 7)
     board.free(at)
-    assert board.claim(0, raw_of(message.new_id()), 2, 3.0) == at
+    assert board.claim(0, raw_of(message.new_id(1)), 2, 3.0) == at
     (entry,) = view.entries(CLAIMED)
     assert (entry.thread, entry.started, entry.deadline, entry.budget) == (0, 0.0, math.inf, 0)
 
@@ -84,11 +84,11 @@ def test_a_new_message_inherits_nothing(view: BoardView, board: Board) -> None:
 def test_a_full_board_has_no_room_and_forgets_what_comes_beyond(
     view: BoardView, board: Board
 ) -> None:
-    ids = [message.new_id() for _ in range(board.room)]
+    ids = [message.new_id(1) for _ in range(board.room)]
     places = [board.claim(0, raw_of(id), 1, 1.0) for id in ids]
     assert len(ids) == SLOTS + boards.SPARE_ENTRIES
     assert board.room == 0
-    beyond = board.claim(0, raw_of(message.new_id()), 1, 1.0)
+    beyond = board.claim(0, raw_of(message.new_id(1)), 1, 1.0)
     board.start(beyond)
     board.run(beyond, 1.0, 2.0)
     assert sorted(entry.id for entry in view.entries(CLAIMED, STARTED)) == sorted(ids)
@@ -102,7 +102,7 @@ def test_a_board_of_which_nothing_was_written_is_empty(view: BoardView) -> None:
 
 
 def test_the_board_of_a_killed_process_is_read(view: BoardView) -> None:
-    id = message.new_id()
+    id = message.new_id(1)
     script = (
         "import os, signal, sys\n"
         "from taskq.worker.board import Board\n"
@@ -136,7 +136,7 @@ def test_any_bytes_are_read_without_an_error(noise: bytes) -> None:
 
 
 def test_only_what_runs_past_its_deadline_is_overdue(view: BoardView, board: Board) -> None:
-    late, early, endless, ended, unread = (message.new_id() for _ in range(5))
+    late, early, endless, ended, unread = (message.new_id(1) for _ in range(5))
     for id, deadline in ((late, 5.0), (early, 50.0), (endless, math.inf), (ended, 5.0)):
         at = board.claim(0, raw_of(id), 1, 1.0)
         board.start(at)

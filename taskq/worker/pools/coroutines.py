@@ -9,9 +9,13 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from taskq.model import clock
 from taskq.worker.delivery import Delivery, Done, take_back
 
 log = logging.getLogger("taskq.worker")
+
+# As long as a message may wait for its start.
+_KEPT_SECONDS = 0.1
 
 
 class LoopSlot:
@@ -111,6 +115,10 @@ class CoroutinePool:
         self._run = run
         self._ended = ended
         self.loop = asyncio.new_event_loop()
+        # Called when the loop goes on after it was kept; see `kept`.
+        self.freed: Callable[[], None] = lambda: None
+        # Since when the loop has not come to the messages given to it; None: it has.
+        self._behind_since: float | None = None
         self._stopped = False
         # Keeps the running asyncio tasks alive; the loop itself holds them weakly.
         self._running: dict[asyncio.Task[None], LoopSlot] = {}
@@ -123,7 +131,15 @@ class CoroutinePool:
     def put(self, deliveries: Iterable[Delivery]) -> None:
         """Start claimed messages: one call into the loop for all of them."""
         self.buffer.extend(deliveries)
+        if self._behind_since is None:
+            self._behind_since = clock.monotonic()
         self.loop.call_soon_threadsafe(self._spawn)
+
+    @property
+    def kept(self) -> bool:
+        """Whether a task keeps the loop to itself: what is given to it now would only wait."""
+        since = self._behind_since
+        return since is not None and clock.monotonic() - since > _KEPT_SECONDS
 
     def call(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
         """Run a coroutine on the loop and wait for it, from another thread."""
@@ -150,6 +166,13 @@ class CoroutinePool:
             task = slot.task = self.loop.create_task(self._one(delivery, slot))
             self._running[task] = slot
             task.add_done_callback(self._running.pop)
+        # Behind the first steps of all these.
+        self.loop.call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        kept, self._behind_since = self.kept, None
+        if kept:
+            self.freed()
 
     async def _one(self, delivery: Delivery, slot: LoopSlot) -> None:
         self._ended(await self._run(delivery, slot))

@@ -1,0 +1,83 @@
+"""Which of the messages that a child ran its death is charged to, if to any."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+
+import msgspec
+
+from taskq.worker.board import STARTED, Entry, overdue
+
+# What faulthandler writes before a process dies of a signal.
+_TITLE = re.compile(r"^Fatal Python error: (.*)$", re.MULTILINE)
+_THREAD = re.compile(r"^Current thread 0x([0-9a-f]+)", re.MULTILINE)
+
+
+class Cause(StrEnum):
+    """Who ended a child."""
+
+    # It left when it was told to, or was killed for reasons of ours: no message is charged.
+    OURS = "ours"
+    # It was killed for messages that ran past their hard limit.
+    LIMIT = "limit"
+    # Anything else: something that ran in it, or somebody outside.
+    CRASH = "crash"
+
+
+class Death(msgspec.Struct, frozen=True):
+    """The end of a child."""
+
+    cause: Cause
+    # How it ended, for people.
+    words: str
+    # When, by the monotonic clock.
+    at: float
+    # The thread that faulthandler names.
+    thread: int | None = None
+
+
+class Charge(msgspec.Struct, frozen=True):
+    """What a death has to do with a message that ran; the letters are those of `reclaim`."""
+
+    letter: str
+    entry: Entry
+
+
+def charges(entries: Iterable[Entry], death: Death) -> list[Charge]:
+    """Return the charges. What had not started, or had ended, is not concerned."""
+    ran = [entry for entry in entries if entry.state == STARTED and entry.started > 0]
+    if death.cause is Cause.OURS:
+        return []
+    if death.cause is Cause.LIMIT:
+        return _split(ran, overdue(ran, death.at), "t")
+    known = _culprits(ran, death)
+    if len(known) == 1:
+        return _split(ran, known, "k")
+    return _split(ran, known or ran, "s")
+
+
+def _culprits(ran: list[Entry], death: Death) -> list[Entry]:
+    """Return the messages that alone can be the cause; none: any of them can."""
+    if len(ran) == 1:
+        return ran
+    if death.thread is not None:
+        return [entry for entry in ran if entry.thread == death.thread]
+    return overdue(ran, death.at)
+
+
+def _split(ran: list[Entry], guilty: list[Entry], letter: str) -> list[Charge]:
+    return [Charge(letter if entry in guilty else "i", entry) for entry in ran]
+
+
+def named_thread(dump: str) -> int | None:
+    """Return the thread in which the process died, by what faulthandler wrote."""
+    found = _THREAD.search(dump)
+    return int(found[1], 16) if found else None
+
+
+def title(dump: str) -> str:
+    """Return what faulthandler calls the error; empty where it wrote nothing."""
+    found = _TITLE.search(dump)
+    return found[1] if found else ""
