@@ -182,13 +182,19 @@ def renew(base: str, worker: bytes, lease_ms: int, digest: str) -> Command[str]:
 
 
 def reclaim(
-    base: str, lease_ms: int, tick_ms: int, worker: bytes = b"", blames: Sequence[Blame] = ()
+    base: str,
+    lease_ms: int,
+    tick_ms: int,
+    worker: bytes = b"",
+    digest: str = "",
+    blames: Sequence[Blame] = (),
 ) -> Command[Reclaimed]:
     """Take back the messages of a child, or of all whose lease ran out.
 
-    `blames` say what its death has to do with those that it ran; the others went for nothing.
+    `blames` say what its death has to do with those that it ran. Suspects are counted of
+    the tasks that `digest` stands for.
     """
-    arguments: list[Argument] = [lease_ms, tick_ms, PUBLISH, worker]
+    arguments: list[Argument] = [lease_ms, tick_ms, PUBLISH, worker, digest]
     for one in blames:
         arguments += (one.letter, one.field, one.budget, one.reason)
     return Command(scripts.load("reclaim"), base, arguments, _reclaimed)

@@ -28,6 +28,8 @@ _RELEASE_EVERY = 0.25
 _PING_EVERY = 10.0
 _SILENT_SECONDS = 30.0
 _TELL_EVERY = 60.0
+# One that begins over the bound is not replaced again and again.
+_LEAST_LIFE = 5.0
 # Where each look costs a process.
 _MEMORY_EVERY = 0.0 if memory.PROC.is_dir() else 2.0
 
@@ -65,7 +67,7 @@ class Guard:
             self._free(child, [entry for entry in entries if entry.state == CLAIMED], now)
             self._listen(child, started, now)
             if weigh:
-                self._weigh(child)
+                self._weigh(child, now)
         return soonest
 
     def forget(self, child: ChildProcess) -> None:
@@ -124,12 +126,14 @@ class Guard:
             child.pid, now - oldest.started, oldest.id, child.queue_of(oldest),
         )  # fmt: skip
 
-    def _weigh(self, child: ChildProcess) -> None:
+    def _weigh(self, child: ChildProcess, now: float) -> None:
         size = child.memory()
         if size is None:
             return
         if self._limit is not None and size > self._limit:
             allowed = memory.told(self._limit)
             child.kill(Cause.CRASH, f"it used {memory.told(size)} of memory; allowed are {allowed}")
-        elif self._most is not None and size > self._most:
+        elif self._most is None or size <= self._most or child.alone:
+            return
+        elif now - child.born > _LEAST_LIFE:
             self._recycle(child, f"it uses {memory.told(size)} of memory")

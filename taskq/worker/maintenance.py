@@ -148,6 +148,7 @@ class Maintenance:
                 self._lease_ms,
                 round(self._tick * 1000),
                 worker.encode(),
+                self._digest,
                 blames,
             )
             reply = self._line.run(command)

@@ -211,7 +211,7 @@ class Supervisor:
                 if child.failed:
                     log.error("a child for suspects cannot start: %s", child.failed)
             elif child.successor is None:
-                self._replace(child, code)
+                self._replace(child)
 
     def _bury(self, child: ChildProcess, code: int) -> None:
         """Say what it died of, and take back what it held."""
@@ -248,7 +248,7 @@ class Supervisor:
         often = "once" if times == 1 else f"{times} times"
         return f"killed its process {often}; the last one ended {death.words}"
 
-    def _replace(self, child: ChildProcess, code: int) -> None:
+    def _replace(self, child: ChildProcess) -> None:
         """Start another in its place: at once, then with growing pauses."""
         lived = clock.monotonic() - child.born
         pause = self._pauses.get(child.number, 0.0) if lived < _RESTART_RESET else 0.0
@@ -256,8 +256,6 @@ class Supervisor:
         if child.failed:
             log.error("a child cannot start: %s", child.failed)
             pause = float("inf") if self._orders.reload else max(pause, 1.0)
-        elif not child.leaving:
-            log.error("child %d ended %s; starting another", child.pid, ended(code))
         self._restarts[child.number] = clock.monotonic() + pause
 
     def _obey_signals(self) -> None:

@@ -123,7 +123,14 @@ class Queue:
         taken, left = 0, True
         while left:
             reply = self.run(
-                commands.reclaim(self.base, LEASE_MS, TICK_MS, worker.id if worker else b"", blames)
+                commands.reclaim(
+                    self.base,
+                    LEASE_MS,
+                    TICK_MS,
+                    worker.id if worker else b"",
+                    worker.digest if worker else "",
+                    blames,
+                )
             )
             taken, left, self.suspects = taken + reply.taken, reply.left, reply.suspects
         return taken

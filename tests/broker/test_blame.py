@@ -167,6 +167,13 @@ class TestSuspects:
         assert loner(queue).claim() == []
         assert queue.state(id) is State.EXPIRED
 
+    def test_of_tasks_that_a_worker_does_not_know_are_not_its_concern(self, queue: Queue) -> None:
+        (id,) = queue.queued()
+        died_of(queue, id, letter="s")
+        other = queue.worker({MAIL: "t"})
+        queue.reclaim(other)
+        assert queue.suspects == 0
+
 
 class TestInnocents:
     def test_run_again_at_once_in_order(self, queue: Queue) -> None:

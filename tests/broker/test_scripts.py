@@ -60,7 +60,9 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
         "reclaim": [
             commands.reclaim(base, LEASE_MS, TICK_MS),
             commands.reclaim(base, LEASE_MS, TICK_MS, worker.id),
-            commands.reclaim(base, LEASE_MS, TICK_MS, worker.id, [Blame("k", b"f", 3, "why")] * 2),
+            commands.reclaim(
+                base, LEASE_MS, TICK_MS, worker.id, "d", [Blame("k", b"f", 3, "why")] * 2
+            ),
         ],
         "release": [commands.release(base, worker.id, [field.encode()] * 2)],
     }

@@ -311,6 +311,14 @@ def test_what_a_busy_child_cannot_start_runs_elsewhere(
     assert [worker.stop() for worker in (first, second)] == [0, 0]
 
 
+def test_a_burst_worker_sees_suspects_through(shell: Any, app: Any) -> None:
+    results = [app.send_task("proj.shoot"), app.send_task("proj.add", (1, 1))]
+    done = shell.type("worker", "proj", "-p", "1", "-t", "2", "--burst", seconds=40)
+    assert done.returncode == 0
+    assert isinstance(results[0].exception(timeout=1), WorkerCrashed)
+    assert results[1].get(timeout=1) == 2
+
+
 def test_a_child_killed_from_outside_costs_no_attempt(shell: Any, app: Any, tmp_path: Path) -> None:
     worker = shell.worker("proj", "-p", "1", "-t", "1")
     result = app.send_task("proj.hold", (str(tmp_path),))

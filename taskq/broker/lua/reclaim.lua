@@ -1,6 +1,6 @@
 -- reclaim: take back the messages of a dead child, or of all whose lease ran out.
 -- KEYS  base
--- ARGV  lease_ms tick_ms publish worker (blame field budget reason)*    worker: '' for all that expired
+-- ARGV  lease_ms tick_ms publish worker digest (blame field budget reason)*    worker: '' for all that expired
 -- Returns {taken left suspects}    left: '1' if a further call is needed
 -- use: core clock records lanes scheduled dead running
 --
@@ -9,7 +9,7 @@
 --           't' it was killed for this one, which ran past its hard limit: that fails
 --           's' perhaps caused it     'i' ran when another one caused it
 -- reason    the words that its future raises
--- suspects  how many wait to be handed out alone
+-- suspects  how many wait to be handed out alone, of tasks that are known by `digest`
 --
 -- Points of suspicion: 's' counts for two, 'i' for one, as does a worker of which nothing is
 -- known but that its lease ran out. From two on, and after a crash, a message is handed out
@@ -123,7 +123,7 @@ local function judge(id, lane, message, record, blame)
 end
 
 local blames, taken = {}, 0
-for i = 5, #ARGV, 4 do
+for i = 6, #ARGV, 4 do
   blames[ARGV[i + 1]] = {letter = ARGV[i], budget = tonumber(ARGV[i + 2]), reason = ARGV[i + 3]}
 end
 
@@ -160,6 +160,8 @@ end
 
 local rest, suspects = drain(), 0
 for _, lane in ipairs(call('ZRANGE', base .. 'lanes', 0, -1)) do
-  if sub(lane, 1, 1) == '!' then suspects = suspects + call('LLEN', base .. 'ready:' .. lane) end
+  if cleared(lane) ~= lane and call('HEXISTS', base .. 'known:' .. ARGV[5], task_of(cleared(lane))) == 1 then
+    suspects = suspects + call('LLEN', base .. 'ready:' .. lane)
+  end
 end
 return {taken, rest, suspects}
