@@ -90,6 +90,8 @@ class Task(Generic[P, R_co]):
         # For the worker. Seconds; and how many processes one message may kill, 0: the setting.
         self.limits = self.call_options.limits
         self.max_crashes = check_crashes(options.get("max_crashes"))
+        # Whether none of these is set.
+        self.plain = self.limits == (None, None) and not self.max_crashes
         self.parameters = Parameters(self.name, fn, bind=bind)
         functools.update_wrapper(self, fn, updated=())
         self.__signature__ = self.parameters.signature

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
-from taskq.worker.board import STARTED, Entry, overdue
+from taskq.worker.board import Entry, overdue
 
 # What faulthandler writes before a process dies of a signal.
 _TITLE = re.compile(r"^Fatal Python error: (.*)$", re.MULTILINE)
@@ -47,7 +47,7 @@ class Charge(msgspec.Struct, frozen=True):
 
 def charges(entries: Iterable[Entry], death: Death) -> list[Charge]:
     """Return the charges. What had not started, or had ended, is not concerned."""
-    ran = [entry for entry in entries if entry.state == STARTED and entry.started > 0]
+    ran = [entry for entry in entries if entry.ran]
     if death.cause is Cause.OURS:
         return []
     if death.cause is Cause.LIMIT:

@@ -8,12 +8,12 @@ dead. The file belongs to both by its descriptor and has no name.
 | 0 | state | 0 free, 1 claimed, 2 started, 3 ended and not yet sent |
 | 1 | budget | how many crashes the message may cause; 0: as the settings say |
 | 2-3 | queue | its place among the child's queues |
-| 8-15 | thread | the identity of the thread that runs it |
-| 16-23 | started | by CLOCK_MONOTONIC, which all processes share |
+| 8-15 | thread | the identity of the thread that runs it; 0 until the task's own code begins |
+| 16-23 | started | by CLOCK_MONOTONIC, which all processes share; noted where there is a limit |
 | 24-31 | deadline | the same; infinite where there is no hard limit |
 | 32-39 | claimed | the same |
-| 40-55 | id | the 32 hex digits as 16 bytes |
-| 56-63 | seq | the number of the exchange that claimed it |
+| 40-47 | seq | the number of the exchange that claimed it |
+| 48-63 | id | the 32 hex digits as 16 bytes |
 
 A reader may meet an entry half written. Id and number then name no claim that exists, and
 a script that is told of it does nothing.
@@ -28,7 +28,7 @@ import struct
 import tempfile
 import threading
 from binascii import unhexlify
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -37,11 +37,13 @@ FREE, CLAIMED, STARTED, ENDED = range(4)
 ENTRY_BYTES = 64
 # Entries beyond the slots: what is claimed ahead, twice over.
 SPARE_ENTRIES = 1000
-_BUDGET_AT, _RUN_AT = 1, 8
+_BUDGET_AT, _THREAD_AT, _STARTED_AT = 1, 8, 16
 
-_ENTRY = struct.Struct("=BBH4xQddd16sQ")
-_RUN = struct.Struct("=Qdd")
-_write_entry, _write_run = _ENTRY.pack_into, _RUN.pack_into
+_ENTRY = struct.Struct("=BBH4xQdddQ16s")
+# What the messages of one exchange share, and what goes before the id.
+_HEAD = struct.Struct("=BBH4xQdddQ")
+_THREAD, _LIMITS = struct.Struct("=Q"), struct.Struct("=dd")
+_write_thread = _THREAD.pack_into
 _ident = threading.get_ident
 
 
@@ -52,12 +54,17 @@ class Entry(msgspec.Struct, frozen=True):
     budget: int
     queue: int
     thread: int
-    # Monotonic seconds; 0 where it has not started.
+    # Monotonic seconds.
     started: float
     deadline: float
     claimed: float
-    id: str
     seq: int
+    id: str
+
+    @property
+    def ran(self) -> bool:
+        """Whether the task's own code has begun, and has not ended."""
+        return self.state == STARTED and self.thread != 0
 
     @property
     def field(self) -> bytes:
@@ -66,7 +73,12 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Board:
-    """The child's side. `claim` and `free` are called under the exchange's lock."""
+    """The child's side. `claim` and `free` are called under the exchange's lock.
+
+    `memory[at] = STARTED` notes that a message starts. Who does so reads the clock after it,
+    not before: thus, of a start and a release by the supervisor, one sees the other. And
+    `memory[at] = ENDED` notes that the task has ended. Calls would cost more than they do.
+    """
 
     def __init__(self, slots: int, descriptor: int | None = None) -> None:
         # Without a supervisor nobody reads it.
@@ -83,30 +95,25 @@ class Board:
         """How many messages may be claimed: what has no entry is not claimed."""
         return len(self._free)
 
-    def claim(self, queue: int, raw: bytes, seq: int, now: float) -> int:
-        """Note a claimed message; return where its entry begins."""
-        at = self._free.pop() if self._free else 0
-        _write_entry(
-            self.memory, at, CLAIMED, 0, queue, 0, 0.0, math.inf, now, unhexlify(raw[12:44]), seq
-        )
-        return at
+    def claim(self, queue: int, seq: int, now: float, raws: Sequence[bytes]) -> list[int]:
+        """Note the messages that one exchange brought; return where their entries begin."""
+        memory, free = self.memory, self._free
+        head = _HEAD.pack(CLAIMED, 0, queue, 0, 0.0, math.inf, now, seq)
+        places: list[int] = []
+        for raw in raws:
+            at = free.pop() if free else 0
+            memory[at : at + ENTRY_BYTES] = head + unhexlify(raw[12:44])
+            places.append(at)
+        return places
 
-    def start(self, at: int) -> None:
-        """Note that a message starts. The caller reads the clock after this, not before.
+    def limit(self, at: int, started: float, deadline: float, budget: int) -> None:
+        """Note how long a message may run, and how many crashes it may cause; before `run`."""
+        _LIMITS.pack_into(self.memory, at + _STARTED_AT, started, deadline)
+        self.memory[at + _BUDGET_AT] = budget
 
-        Thus, of a start and a release by the supervisor, one sees the other.
-        """
-        self.memory[at] = STARTED
-
-    def run(self, at: int, started: float, deadline: float = math.inf, budget: int = 0) -> None:
-        """Note where and how long a started message may run."""
-        _write_run(self.memory, at + _RUN_AT, _ident(), started, deadline)
-        if budget:
-            self.memory[at + _BUDGET_AT] = budget
-
-    def end(self, at: int) -> None:
-        """Note that the task of a message has ended."""
-        self.memory[at] = ENDED
+    def run(self, at: int) -> None:
+        """Note that the task's own code begins, on this thread."""
+        _write_thread(self.memory, at + _THREAD_AT, _ident())
 
     def free(self, at: int) -> None:
         """Forget a message: its end is on its way, and will be told or not."""
@@ -153,12 +160,12 @@ class BoardView:
 
 
 def _entry(memory: mmap.mmap, at: int) -> Entry:
-    state, budget, queue, thread, started, deadline, claimed, id_bytes, seq = _ENTRY.unpack_from(
+    state, budget, queue, thread, started, deadline, claimed, seq, id_bytes = _ENTRY.unpack_from(
         memory, at
     )
-    return Entry(state, budget, queue, thread, started, deadline, claimed, id_bytes.hex(), seq)
+    return Entry(state, budget, queue, thread, started, deadline, claimed, seq, id_bytes.hex())
 
 
 def overdue(entries: Iterable[Entry], now: float) -> list[Entry]:
     """Return those that run past their hard limit."""
-    return [one for one in entries if one.state == STARTED and 0 < one.started < one.deadline < now]
+    return [one for one in entries if one.ran and one.deadline < now]

@@ -237,12 +237,12 @@ class Exchange:
         """Put claimed messages on the books, and into the pools."""
         lead = reply.now_us // 1000 - clock.now_ms()
         claim = Claim(port.queue, port.worker, port.seq, reply.now_us, clock.monotonic(), lead)
-        note, place, number = self._board.claim, self._places[port.queue], int(port.seq)
+        raws = [raw for _, raw in reply.claimed]
+        entries = self._board.claim(self._places[port.queue], int(port.seq), claim.at, raws)
         threads: list[Delivery] = []
         coroutines: list[Delivery] = []
         quick = 0
-        for head, raw in reply.claimed:
-            entry = note(place, raw, number, claim.at)
+        for (head, raw), entry in zip(reply.claimed, entries, strict=True):
             if head[:1] == b"c":
                 coroutines.append(Delivery(claim, "c", head[1:], raw, entry))
             else:
@@ -252,7 +252,7 @@ class Exchange:
             self._held.update(lot)
             self._used[kind] += len(lot)
         if self.retrying is not None:
-            self.retrying.difference_update(raw[12:44] for _, raw in reply.claimed)
+            self.retrying.difference_update(raw[12:44] for raw in raws)
         if self.quiet:
             self._give_back([*threads, *coroutines])
             return

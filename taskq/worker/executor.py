@@ -15,7 +15,7 @@ from taskq.model.message import Envelope, Refused
 from taskq.model.outcome import Outcome, RetryIn
 from taskq.model.signing import Domain, Seal, UnknownKey
 from taskq.worker.alarms import Alarm, Alarms
-from taskq.worker.board import Board
+from taskq.worker.board import ENDED, STARTED, Board
 from taskq.worker.delivery import AsyncSlot, Attempt, Delivery, Done, Slot
 from taskq.worker.judge import NAMED_TTL_MS, Judge
 
@@ -36,7 +36,7 @@ class Executor:
     def __init__(self, app: TaskQ, worker: str, board: Board) -> None:
         self._app = app
         self._judge = Judge(app.config, worker)
-        self._board = board
+        self._board, self._memory = board, board.memory
         self._alarms = Alarms()
         # Of messages and of outcomes, by queue.
         self._seals: dict[str, tuple[Seal, Seal]] = {}
@@ -108,7 +108,7 @@ class Executor:
 
     def _open(self, delivery: Delivery) -> Attempt | Done:
         """Verify and decode; return the attempt, or why there is none."""
-        self._board.start(delivery.entry)
+        self._memory[delivery.entry] = STARTED
         started, claim = clock.monotonic(), delivery.claim
         if started - claim.at > START_SECONDS:
             return self.release(delivery)
@@ -125,7 +125,14 @@ class Executor:
             reason = f"not of the task in whose list it was: {envelope.task}"
             return self._refuse(delivery, reason)
         context = self._context(delivery, envelope, coroutine=task.coroutine)
-        soft = self._note_limits(delivery, envelope, task, context, started)
+        soft = None
+        if (
+            not task.plain
+            or envelope.timeout_ms is not None
+            or envelope.hard_timeout_ms is not None
+        ):
+            soft = self._note_limits(delivery, envelope, task, context, started)
+        self._board.run(delivery.entry)
         return Attempt(delivery, envelope, task, context, results, started, claim.now_ms(), soft)
 
     def _note_limits(
@@ -146,7 +153,7 @@ class Executor:
         if envelope.hard_timeout_ms is not None:
             hard = envelope.hard_timeout_ms / 1000
         deadline = math.inf if hard is None else started + hard
-        self._board.run(delivery.entry, started, deadline, task.max_crashes)
+        self._board.limit(delivery.entry, started, deadline, task.max_crashes)
         if (least := hard if soft is None else soft) is not None:
             context.deadline = clock.instant(clock.now_ms() + round(least * 1000))
         return soft
@@ -206,7 +213,7 @@ class Executor:
             log.exception("the outcome of %s cannot be recorded", attempt.task.name)
             plain = SerializationError(f"the outcome cannot be recorded: {type(error).__name__}")
             finish = self._finish(attempt, self._judge.failed(attempt, plain))
-        self._board.end(attempt.delivery.entry)
+        self._memory[attempt.delivery.entry] = ENDED
         duration = clock.monotonic() - attempt.started
         return Done(attempt.delivery, finish, attempt.task.name, duration)
 

@@ -120,10 +120,10 @@ class Guard:
             child.kill()
             return
         self._tell_at[child.pid] = now + _TELL_EVERY
-        oldest = min(started, key=lambda entry: entry.started)
+        oldest = min(started, key=lambda entry: entry.claimed)
         log.warning(
             "child %d is too busy to answer; since %.0f s it runs %s of queue %s",
-            child.pid, now - oldest.started, oldest.id, child.queue_of(oldest),
+            child.pid, now - oldest.claimed, oldest.id, child.queue_of(oldest),
         )  # fmt: skip
 
     def _weigh(self, child: ChildProcess, now: float) -> None:

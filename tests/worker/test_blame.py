@@ -23,10 +23,8 @@ Thread 0x00007f3a2bfff640 (most recent call first):
 """
 
 
-def entry(
-    id: str, state: int = STARTED, *, thread: int = 1, deadline: float = math.inf, at: float = 50.0
-) -> Entry:
-    return Entry(state, 0, 0, thread, at, deadline, 49.0, id * 32, 1)
+def entry(id: str, state: int = STARTED, *, thread: int = 1, deadline: float = math.inf) -> Entry:
+    return Entry(state, 0, 0, thread, 50.0, deadline, 49.0, 1, id * 32)
 
 
 def charged(entries: list[Entry], cause: Cause = Cause.CRASH, thread: int | None = None) -> str:
@@ -80,7 +78,7 @@ def test_a_death_of_our_doing_is_charged_to_nobody() -> None:
 
 
 def test_one_whose_code_had_not_begun_is_not_charged() -> None:
-    assert charged([entry("a", at=0.0), entry("b")]) == "-k"
+    assert charged([entry("a", thread=0), entry("b")]) == "-k"
 
 
 def test_the_last_words_name_the_thread() -> None:

@@ -32,6 +32,10 @@ def board(view: BoardView) -> Board:
     return Board(SLOTS, view.fileno())
 
 
+def claim(board: Board, id: str) -> int:
+    return board.claim(0, 1, 1.0, [raw_of(id)])[0]
+
+
 def raw_of(id: str) -> bytes:
     return b"TQ1b00000000" + id.encode() + b"0" * 13
 
@@ -46,14 +50,17 @@ def test_a_message_is_read_as_it_was_written(queue: int, seq: int, now: float, b
     view = BoardView()
     board = Board(SLOTS, view.fileno())
     id = message.new_id(1)
-    at = board.claim(queue, raw_of(id), seq, now)
+    (at,) = board.claim(queue, seq, now, [raw_of(id)])
     (claimed,) = view.entries(CLAIMED)
     assert (claimed.queue, claimed.id, claimed.seq, claimed.claimed) == (queue, id, seq, now)
     assert claimed.field == id.encode() + b"%010d" % seq
     assert claimed.deadline == math.inf
-    board.start(at)
-    board.run(at, now + 1, now + 2, budget)
+    board.memory[at] = STARTED
+    assert not view.entries(STARTED)[0].ran
+    board.limit(at, now + 1, now + 2, budget)
+    board.run(at)
     (started,) = view.entries(STARTED)
+    assert started.ran
     assert (started.id, started.queue, started.seq) == (id, queue, seq)
     assert started.thread == threading.get_ident()
     assert (started.started, started.deadline, started.budget) == (now + 1, now + 2, budget)
@@ -61,22 +68,21 @@ def test_a_message_is_read_as_it_was_written(queue: int, seq: int, now: float, b
 
 
 def test_a_message_goes_through_its_states(view: BoardView, board: Board) -> None:
-    at = board.claim(0, raw_of(message.new_id(1)), 1, 1.0)
+    at = claim(board, message.new_id(1))
     states = [CLAIMED, STARTED, ENDED]
-    seen = []
-    for step in (board.start, board.end, board.free):
-        seen += [state for state in states if view.entries(state)]
-        step(at)
-    assert seen == [CLAIMED, STARTED, ENDED]
+    for state in states:
+        board.memory[at] = state
+        assert [one for one in states if view.entries(one)] == [state]
+    board.free(at)
     assert view.entries(CLAIMED, STARTED, ENDED) == []
 
 
 def test_a_new_message_inherits_nothing(view: BoardView, board: Board) -> None:
-    at = board.claim(0, raw_of(message.new_id(1)), 1, 1.0)
-    board.start(at)
-    board.run(at, 1.0, 2.0, 7)
+    at = claim(board, message.new_id(1))
+    board.limit(at, 1.0, 2.0, 7)
+    board.run(at)
     board.free(at)
-    assert board.claim(0, raw_of(message.new_id(1)), 2, 3.0) == at
+    assert claim(board, message.new_id(1)) == at
     (entry,) = view.entries(CLAIMED)
     assert (entry.thread, entry.started, entry.deadline, entry.budget) == (0, 0.0, math.inf, 0)
 
@@ -85,12 +91,12 @@ def test_a_full_board_has_no_room_and_forgets_what_comes_beyond(
     view: BoardView, board: Board
 ) -> None:
     ids = [message.new_id(1) for _ in range(board.room)]
-    places = [board.claim(0, raw_of(id), 1, 1.0) for id in ids]
+    places = board.claim(0, 1, 1.0, [raw_of(id) for id in ids])
     assert len(ids) == SLOTS + boards.SPARE_ENTRIES
     assert board.room == 0
-    beyond = board.claim(0, raw_of(message.new_id(1)), 1, 1.0)
-    board.start(beyond)
-    board.run(beyond, 1.0, 2.0)
+    beyond = claim(board, message.new_id(1))
+    board.memory[beyond] = STARTED
+    board.run(beyond)
     assert sorted(entry.id for entry in view.entries(CLAIMED, STARTED)) == sorted(ids)
     for place in (beyond, *places):
         board.free(place)
@@ -107,9 +113,9 @@ def test_the_board_of_a_killed_process_is_read(view: BoardView) -> None:
         "import os, signal, sys\n"
         "from taskq.worker.board import Board\n"
         f"board = Board({SLOTS}, int(sys.argv[1]))\n"
-        f"at = board.claim(3, {raw_of(id)!r}, 7, 1.0)\n"
-        "board.start(at)\n"
-        "board.run(at, 2.0)\n"
+        f"(at,) = board.claim(3, 7, 1.0, [{raw_of(id)!r}])\n"
+        "board.memory[at] = 2\n"
+        "board.run(at)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ended = subprocess.run(
@@ -138,11 +144,14 @@ def test_any_bytes_are_read_without_an_error(noise: bytes) -> None:
 def test_only_what_runs_past_its_deadline_is_overdue(view: BoardView, board: Board) -> None:
     late, early, endless, ended, unread = (message.new_id(1) for _ in range(5))
     for id, deadline in ((late, 5.0), (early, 50.0), (endless, math.inf), (ended, 5.0)):
-        at = board.claim(0, raw_of(id), 1, 1.0)
-        board.start(at)
-        board.run(at, 2.0, deadline)
+        at = claim(board, id)
+        board.memory[at] = STARTED
+        board.limit(at, 2.0, deadline, 0)
+        board.run(at)
         if id == ended:
-            board.end(at)
-    board.start(board.claim(0, raw_of(unread), 1, 1.0))
+            board.memory[at] = ENDED
+    at = claim(board, unread)
+    board.memory[at] = STARTED
+    board.limit(at, 2.0, 5.0, 0)
     entries = view.entries(CLAIMED, STARTED, ENDED)
     assert [entry.id for entry in boards.overdue(entries, 10.0)] == [late]

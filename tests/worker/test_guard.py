@@ -67,8 +67,8 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def entry(
     state: int = STARTED, *, deadline: float = math.inf, queue: int = 0, id: str = "a"
 ) -> Entry:
-    started = 1000.0 if state == STARTED else 0.0
-    return Entry(state, 0, queue, 1, started, deadline, 1000.0, id * 32, 1)
+    thread = 1 if state == STARTED else 0
+    return Entry(state, 0, queue, thread, 1000.0, deadline, 1000.0, 1, id * 32)
 
 
 class Watch:
