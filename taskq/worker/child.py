@@ -21,6 +21,7 @@ from typing import Any
 from taskq.broker import keys
 from taskq.client.loader import load_app
 from taskq.errors import BrokerError, ConfigError, TaskQError
+from taskq.model import clock
 from taskq.worker import logs
 from taskq.worker.channel import Channel, Note
 from taskq.worker.engine import Engine, Plan
@@ -32,6 +33,8 @@ EXIT_FAILED = 2
 _PR_SET_PDEATHSIG = 1
 _CHECK_SECONDS = 1.0
 _IDLE_CHECKS = 2
+# Even an idle engine takes a turn each two seconds.
+_TURN_SECONDS = 20.0
 
 
 class Child:
@@ -146,7 +149,9 @@ class Child:
         if note["kind"] == "drain":
             self._drain(engine, note["seconds"])
         elif note["kind"] == "ping":
-            self._channel.send({"kind": "pong"})
+            # An engine that stands still is no better than a process that does.
+            if clock.monotonic() - engine.exchange.turned_at < _TURN_SECONDS:
+                self._channel.send({"kind": "pong"})
         elif note["kind"] == "flush":
             # This process will be killed for one message: the others must lose nothing by it.
             engine.quiet()

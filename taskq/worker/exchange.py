@@ -74,6 +74,8 @@ class Exchange:
         self.enrolled: Callable[[], None] = lambda: None
         # How many messages were run to an end.
         self.ended = 0
+        # When the last turn began, whether Redis answered or not.
+        self.turned_at = clock.monotonic()
         # Messages of this child that wait for another attempt; kept for --burst only.
         self.retrying: set[bytes] | None = None
         self._by_queue = {port.queue: port for port in self.ports}
@@ -181,7 +183,7 @@ class Exchange:
 
     def _turn(self) -> None:
         """Send what ended to each queue concerned, and claim what there is room for."""
-        self._asked = False
+        self._asked, self.turned_at = False, clock.monotonic()
         # While Redis is still at work on what is on its way.
         self._settle(self._outbox.take())
         self._receive()

@@ -54,8 +54,8 @@ class Executor:
         alarm = None
         try:
             args, kwargs = self._arguments(attempt)
-            slot.current = delivery
             try:
+                slot.current = delivery
                 if attempt.soft is not None:
                     alarm = self._limit(attempt, slot)
                 value = attempt.task.fn(*args, **kwargs)

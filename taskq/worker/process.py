@@ -19,6 +19,7 @@ from taskq.worker.channel import Channel, Note
 
 # Of what faulthandler wrote.
 _MOST_DUMP = 64 << 10
+_MOST_WORDS = 200
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class ChildProcess:
         elif killed and starved:
             cause, why = Cause.CRASH, "the system was out of memory"
         else:
-            cause, why = Cause.CRASH, blame.title(dump)
+            cause, why = Cause.CRASH, blame.title(dump)[:_MOST_WORDS]
         words = f"{ended(code)} ({why})" if why else ended(code)
         return Death(cause, words, clock.monotonic(), blame.named_thread(dump))
 

@@ -311,6 +311,17 @@ def test_what_a_busy_child_cannot_start_runs_elsewhere(
     assert [worker.stop() for worker in (first, second)] == [0, 0]
 
 
+def test_what_kills_the_first_child_of_a_worker_at_once_does_not_end_the_worker(
+    shell: Any, app: Any
+) -> None:
+    result = app.send_task("proj.segfault")
+    worker = shell.worker("proj", "-p", "1", "-t", "1")
+    assert isinstance(result.exception(timeout=15), WorkerCrashed)
+    assert result.snapshot().delivery == 3
+    assert app.send_task("proj.add", (1, 1)).get(timeout=5) == 2
+    assert worker.stop() == 0
+
+
 def test_a_burst_worker_sees_suspects_through(shell: Any, app: Any) -> None:
     results = [app.send_task("proj.shoot"), app.send_task("proj.add", (1, 1))]
     done = shell.type("worker", "proj", "-p", "1", "-t", "2", "--burst", seconds=40)
