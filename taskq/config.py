@@ -22,12 +22,16 @@ from taskq.errors import ConfigError
 Seconds: TypeAlias = float | timedelta
 
 MIN_SECRET_CHARACTERS = 32
+# Bytes. What is larger is none of ours: no setting allows it.
+LARGEST_MESSAGE = 64 << 20
 SERIALIZERS = ("pickle", "json", "msgpack")
+# What a worker logs of an exception that a task raised.
+ERROR_DETAILS = ("traceback", "text", "type")
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 # What fits into its field of the board.
 MOST_CRASHES = 100
 # Read by the command line and the embedded server, before or without an app.
-OTHER_VARIABLES = frozenset({"TASKQ_APP"})
+OTHER_VARIABLES = frozenset({"TASKQ_APP", "TASKQ_HEALTH_PORT"})
 
 
 class Settings(TypedDict, total=False):
@@ -36,7 +40,9 @@ class Settings(TypedDict, total=False):
     url: str | None
     secret: str | None
     insecure_unsigned: bool
+    allow_eviction: bool
     serializer: str
+    log_errors: str
     default_queue: str
     result_ttl: Seconds
     failure_ttl: Seconds
@@ -77,10 +83,14 @@ def seconds(name: str, value: object, *, minimum: float = 0.0) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         msg = f"{name} must be seconds or a timedelta, not {type(value).__name__}"
         raise TypeError(msg)
-    if not math.isfinite(value) or value < minimum:
-        msg = f"{name} must be a finite number of seconds >= {minimum:g}, not {value!r}"
+    try:
+        number = float(value)
+    except OverflowError:  # an int of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number) or number < minimum:
+        msg = f"{name} must be a finite number of seconds >= {minimum:g}, not {value!r:.40}"
         raise ValueError(msg)
-    return float(value)
+    return number
 
 
 def _duration(minimum: float) -> Callable[[str, object], float]:
@@ -144,11 +154,14 @@ def _secrets(name: str, value: object) -> tuple[str, ...]:
     return keys
 
 
-def _serializer(name: str, value: object) -> str:
-    if value not in SERIALIZERS:
-        msg = f"{name} must be one of {', '.join(SERIALIZERS)}, not {value!r}"
-        raise ValueError(msg)
-    return str(value)
+def _one_of(words: tuple[str, ...]) -> Callable[[str, object], str]:
+    def check(name: str, value: object) -> str:
+        if value not in words:
+            msg = f"{name} must be one of {', '.join(words)}, not {value!r}"
+            raise ValueError(msg)
+        return str(value)
+
+    return check
 
 
 def _queue(name: str, value: object) -> str:
@@ -191,11 +204,14 @@ class Config:
         default=(), repr=False, metadata={"check": _secrets}
     )
     insecure_unsigned: bool = _setting(_flag, default=False)
-    serializer: str = _setting(_serializer, default="pickle")
+    # Start workers even on a Redis that may throw messages away.
+    allow_eviction: bool = _setting(_flag, default=False)
+    serializer: str = _setting(_one_of(SERIALIZERS), default="pickle")
+    log_errors: str = _setting(_one_of(ERROR_DETAILS), default="traceback")
     default_queue: str = _setting(_queue, default="default")
     result_ttl: float = _setting(_duration(0), default=3600.0)
     failure_ttl: float = _setting(_duration(0), default=86_400.0)
-    max_message_bytes: int = _setting(_count(1024, 64 << 20), default=1 << 20)
+    max_message_bytes: int = _setting(_count(1024, LARGEST_MESSAGE), default=1 << 20)
     max_result_bytes: int = _setting(_count(1024, 256 << 20), default=16 << 20)
     # How long one enqueue or one read goes on trying to reach Redis.
     enqueue_deadline: float = _setting(_duration(0.1), default=10.0)

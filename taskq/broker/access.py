@@ -21,6 +21,8 @@ class Access:
 
     endpoint: Endpoint
     keyring: Keyring
+    # Where the keys were found, for people.
+    keys_from: str
     # Set where the server is the private one that taskq runs.
     server: embedded.Embedded | None = None
 
@@ -35,12 +37,12 @@ def open_access(app: str, config: Config) -> Access:
     url = config.url or _default_url(config)
     if not url.startswith("embedded:"):
         endpoint = Endpoint(url)
-        return Access(endpoint, _keyring(app, config, endpoint))
+        return Access(endpoint, *_keys(app, config, endpoint))
     directory = embedded.state_dir(app, config.state_dir, os.environ)
     binary = embedded.find_binary(config.redis_server, path=config.url is not None)
     server = embedded.ensure(app, directory, binary)
     endpoint = Endpoint(server.url)
-    return Access(endpoint, _keyring(app, config, endpoint), server)
+    return Access(endpoint, *_keys(app, config, endpoint), server)
 
 
 def _default_url(config: Config) -> str:
@@ -53,16 +55,18 @@ def _default_url(config: Config) -> str:
     raise ConfigError(msg)
 
 
-def _keyring(app: str, config: Config, endpoint: Endpoint) -> Keyring:
+def _keys(app: str, config: Config, endpoint: Endpoint) -> tuple[Keyring, str]:
     if config.secret:
-        return Keyring(config.secret)
+        said = [part.strip() for part in os.environ.get("TASKQ_SECRET", "").split(",")]
+        return Keyring(config.secret), "TASKQ_SECRET" if said == [*config.secret] else "secret="
     if config.insecure_unsigned:
-        return Keyring(())
+        return Keyring(()), "nowhere"
     if endpoint.memory:
-        return Keyring((_MEMORY_SECRET,))
+        return Keyring((_MEMORY_SECRET,)), "this process"
     if endpoint.local:
         directory = embedded.state_dir(app, config.state_dir, os.environ)
-        return Keyring((embedded.signing_key(directory),))
+        key = embedded.signing_key(directory)
+        return Keyring((key,)), f"the file {directory / embedded.KEY_FILE}"
     msg = (
         f"{endpoint.place} is not on this machine, and no secret is set: run `taskq secret` "
         "and set what it prints as TASKQ_SECRET for producers and workers"

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from taskq.cli.doctor import acl, doctor
+from taskq.cli.health import health
 from taskq.cli.look import purge, status
 from taskq.cli.place import Place, fail
 from taskq.cli.send import call
@@ -34,5 +36,5 @@ def main(context: click.Context, app: str | None) -> None:
     context.obj = Place(app)
 
 
-for command in (worker, redis, status, purge, call, secret):
+for command in (worker, redis, status, purge, call, doctor, health, acl, secret):
     main.add_command(command)

@@ -103,7 +103,7 @@ def _print(console: Console, surveys: Iterable[Survey]) -> None:
         if not survey.tasks:
             tasks.add_row(survey.queue, "(empty)", "0", "0", "0", "")
         for what, count in survey.counts.items():
-            console.print(f"{survey.queue}: {count} {what} in the last 90 days")
+            console.print(f"{survey.queue}: {count} {_safe(what)} in the last 90 days")
         for worker in survey.workers:
             workers.add_row(_safe(worker.name), survey.queue, str(worker.running))
     console.print(tasks)

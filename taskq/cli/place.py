@@ -10,6 +10,7 @@ import click
 
 from taskq.client.app import TaskQ
 from taskq.client.loader import load_app
+from taskq.model.words import printable as printable  # noqa: PLC0414 - for all verbs
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,10 +49,3 @@ def fail(reason: str, code: int = 2) -> NoReturn:
     """Say why in one line, and exit."""
     click.echo(f"taskq: {printable(reason)}", err=True)
     raise SystemExit(code)
-
-
-def printable(text: object) -> str:
-    """Return text from Redis or from errors without control characters."""
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(text)
-    )

@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
+from taskq.cli.health import PORT, PORT_VARIABLE
 from taskq.cli.place import app_option, fail, named_app
 from taskq.config import NAME
 from taskq.worker import logs, memory
 from taskq.worker.process import Orders
 from taskq.worker.supervisor import Supervisor
+from taskq.worker.vitals import HealthServer, Vitals
 
 _COUNT = click.IntRange(0, 100_000)
 _LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False)
@@ -44,6 +46,18 @@ _LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"], case_s
     "--shutdown-timeout",
     type=click.FloatRange(min=0),
     help="Seconds running tasks get at the end. [25]",
+)
+@click.option(
+    "--health-port",
+    type=PORT,
+    envvar=PORT_VARIABLE,
+    help=f"Tell over HTTP how the worker is. [${PORT_VARIABLE}]",
+)
+@click.option("--health-host", help="The address of that port. [127.0.0.1]")
+@click.option(
+    "--health-patience",
+    type=click.FloatRange(min=5),
+    help="Seconds of silence after which a part of the worker is ill. [30]",
 )
 @click.option(
     "--max-tasks-per-child",
@@ -79,12 +93,29 @@ def worker(context: click.Context, /, modules: tuple[str, ...], **options: Any) 
         burst=options["burst"],
         reload=options["reload"],
         shutdown_timeout=options["shutdown_timeout"],
+        health=options["health_port"] is not None,
         max_tasks=options["max_tasks_per_child"],
         max_memory=_size("--max-memory-per-child", options["max_memory_per_child"]),
         memory_limit=_size("--memory-limit", options["memory_limit"]),
     )
+    vitals = _vitals(name, options)
     logs.configure(orders.loglevel, orders.log_format, name)
-    raise SystemExit(Supervisor(orders).run())
+    raise SystemExit(Supervisor(orders, vitals).run())
+
+
+def _vitals(name: str, options: dict[str, Any]) -> Vitals | None:
+    """Open the port that tells how the worker is, if there is to be one."""
+    port, host = options["health_port"], options["health_host"]
+    if port is None:
+        if host is not None or options["health_patience"] is not None:
+            fail("--health-host and --health-patience are for --health-port N")
+        return None
+    vitals = Vitals(name, options["health_patience"] or 30.0)
+    try:
+        HealthServer(host or "127.0.0.1", port, vitals.report).start()
+    except OSError as error:
+        fail(f"--health-port {port}: {host or '127.0.0.1'}:{port} cannot be used: {error}")
+    return vitals
 
 
 def _slots(options: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -42,6 +42,10 @@ class BurstWatch:
         """Start the thread."""
         self._thread.start()
 
+    def refresh(self, queues: Iterable[str], tasks: Iterable[str]) -> None:
+        """Take over what new children say of the app."""
+        self._queues, self._tasks = list(queues), set(tasks)
+
     def stop(self) -> None:
         """End the thread."""
         self._stopped.set()

@@ -6,6 +6,7 @@ It says `hello` to the supervisor, or `failed` and why; then it obeys: `drain`,
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import logging
@@ -18,11 +19,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from taskq.broker import keys
+from taskq.broker import checkup, keys
+from taskq.broker.checkup import Finding
+from taskq.client.app import TaskQ
 from taskq.client.loader import load_app
-from taskq.errors import BrokerError, ConfigError, TaskQError
+from taskq.errors import BrokerError, BrokerUnavailable, ConfigError, TaskQError
 from taskq.model import clock
-from taskq.worker import logs
+from taskq.worker import gate, logs
 from taskq.worker.channel import Channel, Note
 from taskq.worker.engine import Engine, Plan
 
@@ -50,6 +53,9 @@ class Child:
         self._orders: dict[str, Any] = {}
         self._engine: Engine | None = None
         self._retrying = 0
+        # Whether Redis could be looked at; the supervisor does so later otherwise.
+        self._examined = True
+        self._findings: list[Finding] = []
         # Written by signal handlers and by the draining thread, read by the main thread.
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
@@ -67,6 +73,8 @@ class Child:
         except Exception as error:  # noqa: BLE001 - told to the supervisor, in one line
             self._channel.send({"kind": "failed", "reason": _reason(error)})
             return EXIT_FAILED
+        # Not before: an app that cannot be served is told of in one line.
+        gate.tell(self._findings)
         # First this: what kills the child from now on is a message.
         self._channel.send(self._hello(self._engine))
         self._engine.start()
@@ -83,6 +91,8 @@ class Child:
             msg = "memory:// lives in one process: use taskq.testing.running_worker, or a server"
             raise ConfigError(msg)
         config = app.config
+        if orders["first"]:
+            self._examined = self._examine(app)
         threads = config.threads if orders["threads"] is None else orders["threads"]
         coroutines = config.coroutines if orders["coroutines"] is None else orders["coroutines"]
         queues = orders["queues"] or app.queues
@@ -103,6 +113,20 @@ class Child:
         engine.prepare()
         return engine
 
+    def _examine(self, app: TaskQ) -> bool:
+        """Look at Redis before the first claim; return whether it could be reached."""
+        self._findings = checkup.standing(app.access)
+        try:
+            reason, more = gate.glance(
+                app.access.endpoint, allow_eviction=app.config.allow_eviction
+            )
+        except BrokerUnavailable:
+            return False
+        if reason:
+            raise ConfigError(reason)
+        self._findings += more
+        return True
+
     def _hello(self, engine: Engine) -> Note:
         app, config = engine.app, engine.app.config
         return {
@@ -113,6 +137,8 @@ class Child:
             "queues": list(engine.plan.queues),
             "tasks": sorted(engine.kinds),
             "digest": engine.digest,
+            "examined": self._examined,
+            "allow_eviction": config.allow_eviction,
             "lease": config.lease,
             "max_crashes": config.max_crashes,
             "processes": config.processes,
@@ -126,7 +152,8 @@ class Child:
             selector.register(self._channel, selectors.EVENT_READ)
             selector.register(self._wake_out, selectors.EVENT_READ)
             while True:
-                checks = self._orders["burst"] or self._orders["alone"]
+                told = ("burst", "alone", "health")
+                checks = any(self._orders[name] for name in told)
                 timeout = _CHECK_SECONDS if checks else None
                 ready = {key.fileobj for key, _ in selector.select(timeout)}
                 if self._wake_out in ready:
@@ -142,6 +169,8 @@ class Child:
                         self._obey(engine, note)
                 if self._orders["burst"] and not ready:
                     self._prune_retrying(engine)
+                if self._orders["health"] and not ready:
+                    self._channel.send({"kind": "alive", "ago": engine.silence()})
                 if self._orders["alone"] and not ready and self._has_nothing_to_do(engine):
                     return self._end(engine)
 
@@ -236,7 +265,9 @@ def _note_signal(_number: int, _frame: object) -> None:
 def _die_with(parent: int) -> None:
     """End with the supervisor, even if this process is too busy to see its pipe close."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        # A C library without it, or a sandbox that refuses: the closing pipe must do.
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(0)
 

@@ -68,6 +68,10 @@ class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
         """What tells it from all others that this child holds."""
         return self.claim.queue, self.field
 
+    def __repr__(self) -> str:
+        """Name the message, and show no bytes."""
+        return f"Delivery({self.field!r}, {len(self.raw)} bytes)"
+
     @property
     def field(self) -> bytes:
         """The field of `running:<worker>`."""

@@ -180,6 +180,12 @@ class Engine:
             log.warning("a task did not end; its message was given back")
         return ended
 
+    def silence(self) -> float:
+        """Return for how many seconds no turn was taken; 0 where none is to be taken."""
+        if self.phase is not Phase.RUNNING or not self.exchange.open_kinds():
+            return 0.0
+        return clock.monotonic() - self.exchange.reached_at
+
     def _busy(self) -> bool:
         return bool(self.exchange.holding or len(self._outbox))
 

@@ -94,6 +94,8 @@ class Exchange:
         self._used = {"t": 0, "c": 0}
         self._meter = Meter()
         self._turns = 0
+        # When the last turn ended well: Redis answered.
+        self.reached_at = clock.monotonic()
         self._retry_at, self._pause = 0.0, _BACKOFF[0]
 
     def ask(self, queues: Iterable[str] | None = None) -> None:
@@ -196,6 +198,7 @@ class Exchange:
         # With enough to run meanwhile, the reply is read when that is done.
         if self._slots.waiting() < AHEAD_LEAST:
             self._receive()
+        self.reached_at = clock.monotonic()
         if self._retry_at:
             log.info("Redis is back")
             self._retry_at, self._pause = 0.0, _BACKOFF[0]

@@ -70,18 +70,26 @@ class Judge:
 
     def failed(self, attempt: Attempt, error: BaseException) -> Outcome:
         """Return the outcome of an attempt after which there is none."""
-        log.error(
-            "✗ %s[%s] failed in attempt %d",
-            attempt.task.name,
-            attempt.context.id,
-            attempt.context.attempt,
-            exc_info=error,
-            extra=attempt.facts(),
-        )
+        self._tell(attempt, error)
         history = self._history(attempt, error, 0.0)
         failure = outcome.describe(error, self._make_terms(attempt.task).serializer)
         report = self._report(attempt, failure=failure, errors=history.errors)
         return Finished(report, _kept(attempt, round(self._config.failure_ttl * 1000)))
+
+    def _tell(self, attempt: Attempt, error: BaseException) -> None:
+        """Log a failure, with as much of the exception as is wanted."""
+        detail = self._config.log_errors
+        words = f": {error}" if detail == "text" else ""
+        log.error(
+            "✗ %s[%s] failed in attempt %d: %s%s",
+            attempt.task.name,
+            attempt.context.id,
+            attempt.context.attempt,
+            type(error).__name__,
+            words,
+            exc_info=error if detail == "traceback" else None,
+            extra=attempt.facts(),
+        )
 
     def _again(
         self, attempt: Attempt, error: BaseException, ended: retry.Attempt, request: Retry | None

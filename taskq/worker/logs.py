@@ -8,9 +8,18 @@ import sys
 from typing import Any
 
 from taskq.model import clock
+from taskq.model.words import printable
 
 TEXT = "%(asctime)s %(levelname)-7s %(worker)s %(message)s"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "worker"}
+
+
+class TextFormatter(logging.Formatter):
+    """One line a record, whatever came from Redis or from a task; a traceback has its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its name there
+        """Return the line, control characters written out."""
+        return printable(super().formatMessage(record))
 
 
 class JSONFormatter(logging.Formatter):
@@ -37,7 +46,7 @@ def configure(level: str, log_format: str, worker: str) -> None:
     if root.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONFormatter() if log_format == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter(TEXT))
 
     def name_worker(record: logging.LogRecord) -> bool:
         record.worker = worker

@@ -39,6 +39,7 @@ class Maintenance:
         digest: str,
         members: Callable[[], Iterable[Member]],
         lost: Callable[[Member], None] = lambda _member: None,
+        first: Callable[[], None] | None = None,
     ) -> None:
         self._app = app
         self._queues = list(queues)
@@ -46,6 +47,8 @@ class Maintenance:
         self._digest = digest
         self._members = members
         self._lost = lost
+        # Called once, when Redis is reached; again where it raises a `BrokerError`.
+        self._first = first
         self._line = Line(endpoint)
         self._wake = threading.Event()
         self._stopped = False
@@ -61,17 +64,30 @@ class Maintenance:
         # How many messages had been refused at the last look, by queue.
         self._refused: dict[str, int] = {}
         self._away = False
+        self._reached_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="taskq-maintenance", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
+    def refresh(self, queues: Iterable[str], lease: float, digest: str) -> None:
+        """Take over what new children say of the app."""
+        self._queues, self._digest = list(queues), digest
+        if round(lease * 1000) != self._lease_ms:
+            self._lease_ms, self._tick = round(lease * 1000), lease / 3
+            self._wake.set()
+
     def stop(self) -> None:
         """End the thread after a last look at the dead."""
         self._stopped = True
         self._wake.set()
         self._thread.join(10)
+
+    @property
+    def reached(self) -> tuple[float | None, float]:
+        """When the last good round ended, and how long it is from one to the next."""
+        return self._reached_at, self._tick
 
     def reclaim(self, member: Member, blames: Sequence[Blame] = ()) -> None:
         """Take back what a dead child held, now; `blames` say what it died of."""
@@ -98,6 +114,9 @@ class Maintenance:
     def _round(self) -> float:
         """Do all duties once; return the seconds until the next round."""
         try:
+            if self._first is not None:
+                self._first()
+                self._first = None
             self._take_back_dead()
             self._give_back_stuck()
             self._renew()
@@ -109,6 +128,7 @@ class Maintenance:
             self._away = True
             return 0.5 + secrets.randbelow(500) / 1000
         self._away = False
+        self._reached_at = clock.monotonic()
         return self._tick * (0.8 + secrets.randbelow(200) / 1000)
 
     def _take_back_dead(self) -> None:

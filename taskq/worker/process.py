@@ -45,6 +45,10 @@ class Orders:
     memory_limit: int | None = None
     # One slot, for messages that are handed out alone.
     alone: bool = False
+    # Whether children tell, every few seconds, that they are alive.
+    health: bool = False
+    # The first child of all looks at Redis, and says what it finds.
+    first: bool = False
 
 
 class ChildProcess:
@@ -63,6 +67,7 @@ class ChildProcess:
         # Told to end; and the child that has taken its place already.
         self.leaving = False
         self.successor: ChildProcess | None = None
+        self.handing_back = False
         # It said that it leaves, and has given back what it held.
         self.bye = False
         self.born = clock.monotonic()
@@ -94,6 +99,11 @@ class ChildProcess:
     def pid(self) -> int:
         """The process id."""
         return self.process.pid
+
+    @property
+    def serves(self) -> bool:
+        """Whether it has loaded the app and told what it serves."""
+        return self.hello is not None
 
     def kill(self, cause: Cause = Cause.OURS, why: str = "") -> None:
         """End it and its own children now; `why` is told where a message is charged."""

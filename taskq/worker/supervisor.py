@@ -5,19 +5,16 @@ It imports no user code. What it must know of the app it learns from its first c
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import logging
-import os
 import selectors
-import signal
 import sys
-from collections.abc import Generator
 
 from taskq.broker.commands import Blame
 from taskq.broker.connection import Endpoint
 from taskq.model import clock
-from taskq.worker import memory
+from taskq.worker import gate, memory, zombies
 from taskq.worker.blame import Death, charges
 from taskq.worker.board import STARTED, Entry
 from taskq.worker.burst import BurstWatch
@@ -26,6 +23,9 @@ from taskq.worker.guard import Guard
 from taskq.worker.maintenance import Maintenance, Member
 from taskq.worker.process import ChildProcess, Orders, ended
 from taskq.worker.reload import FileWatch
+from taskq.worker.roll import Roll
+from taskq.worker.signals import Signals
+from taskq.worker.vitals import Vitals
 
 log = logging.getLogger("taskq.worker")
 
@@ -41,19 +41,31 @@ _MOST_ALONE = 4
 class Supervisor:
     """Runs children until told to stop."""
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, orders: Orders, vitals: Vitals | None = None) -> None:
         self._orders = orders
+        self._vitals = vitals
         self._children: list[ChildProcess] = []
         self._maintenance: Maintenance | None = None
         self._burst: BurstWatch | None = None
         self._files = FileWatch()
         self._failed: str | None = None
+        # Why no worker may serve on this Redis, found when it was reached at last.
+        self._refused: str | None = None
+        # The app and the URL that the children serve.
+        self._served: tuple[str, str] | None = None
         # Seconds; what the settings say until the first child tells the app's.
         self._patience = 25.0 if orders.shutdown_timeout is None else orders.shutdown_timeout
         # When to start a child again, by its number.
         self._restarts: dict[int, float] = {}
         self._pauses: dict[int, float] = {}
-        self._stop_signals = 0
+        self._signals = Signals()
+        # When each child was last known to be alive, by its number.
+        self._alive: dict[int, float] = {}
+        self._roll = Roll(self._start_child, self._drain)
+        # Whether what tasks leave behind is ours to reap.
+        self._init = zombies.is_init()
+        # How many children there should be.
+        self._wanted = orders.processes or 1
         self._stopping = False
         self._hand_back_at = float("inf")
         # Members that Redis did not know, once: the child may know already.
@@ -65,13 +77,10 @@ class Supervisor:
         self._starved = memory.kills()
         self._max_crashes = 3
         self._alone = 0
-        self._wake_out, self._wake_in = os.pipe()
-        os.set_blocking(self._wake_out, False)
-        os.set_blocking(self._wake_in, False)
 
     def run(self) -> int:
         """Work until stopped; return the exit code: 0, or 2 if the app cannot be served."""
-        with self._signals():
+        with self._signals:
             self._start_child(1)
             while self._children or not self._stopping:
                 self._wait()
@@ -87,28 +96,13 @@ class Supervisor:
         log.info("stopped")
         return 0
 
-    @contextlib.contextmanager
-    def _signals(self) -> Generator[None]:
-        """Let signals wake the loop; the handlers set flags and nothing else."""
-
-        def note(number: int, _frame: object) -> None:
-            self._stop_signals += number != signal.SIGCHLD
-
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-        earlier = {number: signal.signal(number, note) for number in numbers}
-        wakeup = signal.set_wakeup_fd(self._wake_in, warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(wakeup)
-            for number, handler in earlier.items():
-                signal.signal(number, handler)
-
     def _start_child(self, number: int) -> ChildProcess:
         self._restarts.pop(number, None)
         name = self._orders.name if number == 1 else f"{self._orders.name}.{number}"
-        child = ChildProcess(self._orders, number, name)
+        orders = dataclasses.replace(self._orders, first=self._maintenance is None)
+        child = ChildProcess(orders, number, name)
         self._children.append(child)
+        self._alive.setdefault(number, child.born)
         return child
 
     def _start_alone(self) -> None:
@@ -130,14 +124,13 @@ class Supervisor:
     def _wait(self) -> None:
         """Block until a child speaks, a signal comes, or a tick has passed."""
         with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_out, selectors.EVENT_READ)
+            selector.register(self._signals, selectors.EVENT_READ)
             for child in self._children:
                 selector.register(child.channel, selectors.EVENT_READ, child)
             left = self._look_at - clock.monotonic()
             for key, _ in selector.select(max(0.0, min(_TICK, left))):
                 if key.data is None:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake_out, 4096)
+                    self._signals.clear()
                 else:
                     self._hear(key.data)
 
@@ -146,9 +139,8 @@ class Supervisor:
         notes = child.channel.receive()
         for note in notes or ():
             if note["kind"] == "hello":
-                child.hello = note
                 self._files.watch(note["files"])
-                self._welcome(note)
+                self._welcome(child, note)
                 self._relieve(child)
             elif note["kind"] == "failed":
                 child.failed = note["reason"]
@@ -156,6 +148,8 @@ class Supervisor:
                 child.members = note["members"]
             elif note["kind"] == "retrying":
                 child.retrying = note["count"]
+            elif note["kind"] == "alive":
+                self._alive[child.number] = clock.monotonic() - note["ago"]
             elif note["kind"] == "pong":
                 child.pinged_at, child.answered_at = None, clock.monotonic()
             elif note["kind"] == "spent":
@@ -164,13 +158,28 @@ class Supervisor:
                 child.bye = True
         return notes is not None
 
-    def _welcome(self, hello: Note) -> None:
-        """Begin in earnest: the first child has told what the app is."""
-        if self._maintenance is not None:
+    def _welcome(self, child: ChildProcess, hello: Note) -> None:
+        """Take a child into service; the first has told what the app is."""
+        if self._served is not None and self._served != (hello["app"], hello["url"]):
+            log.error("the app or its Redis is another one now: start a new worker for it")
+            child.channel.send({"kind": "hand_back"})
             return
-        endpoint = Endpoint(hello["url"])
+        child.hello, self._served = hello, (hello["app"], hello["url"])
+        self._alive[child.number] = clock.monotonic()
         if self._orders.shutdown_timeout is None:
             self._patience = hello["shutdown_timeout"]
+        self._wanted = self._orders.processes or hello["processes"]
+        self._max_crashes = hello["max_crashes"]
+        if self._maintenance is None:
+            self._begin(hello)
+        else:
+            self._maintenance.refresh(hello["queues"], hello["lease"], hello["digest"])
+            if self._burst is not None:
+                self._burst.refresh(hello["queues"], hello["tasks"])
+        self._fill()
+
+    def _begin(self, hello: Note) -> None:
+        endpoint = Endpoint(hello["url"])
         log.info(
             "%s: app %s on %s, queues %s, %s each; tasks: %s",
             self._orders.name, hello["app"], hello["place"], ", ".join(hello["queues"]),
@@ -179,17 +188,29 @@ class Supervisor:
         self._maintenance = Maintenance(
             hello["app"], endpoint, hello["queues"],
             lease=hello["lease"], digest=hello["digest"], members=self._members, lost=self._lost,
+            first=None if hello["examined"] else functools.partial(self._examine, endpoint, hello),
         )  # fmt: skip
         self._maintenance.start()
-        self._max_crashes = hello["max_crashes"]
         self._guard = Guard(self._orders, self._maintenance.release, self._recycle)
-        for number in range(2, (self._orders.processes or hello["processes"]) + 1):
-            self._start_child(number)
         if self._orders.burst:
             self._burst = BurstWatch(
                 hello["app"], endpoint, hello["queues"], hello["tasks"], self._retries
             )
             self._burst.start()
+
+    def _fill(self) -> None:
+        """Start the children that are missing."""
+        there = {child.number for child in self._children} | self._restarts.keys()
+        for number in range(1, self._wanted + 1):
+            if number not in there:
+                self._start_child(number)
+
+    def _examine(self, endpoint: Endpoint, hello: Note) -> None:
+        """Look at a Redis that was away when the first child came up."""
+        allowed = hello["allow_eviction"]
+        self._refused, findings = gate.glance(endpoint, allow_eviction=allowed)
+        gate.tell(findings)
+        self._signals.wake()
 
     def _reap(self) -> None:
         for child in list(self._children):
@@ -212,6 +233,8 @@ class Supervisor:
                     log.error("a child for suspects cannot start: %s", child.failed)
             elif child.successor is None:
                 self._replace(child)
+        if self._init:
+            zombies.reap([child.pid for child in self._children])
 
     def _bury(self, child: ChildProcess, code: int) -> None:
         """Say what it died of, and take back what it held."""
@@ -256,16 +279,30 @@ class Supervisor:
         if child.failed:
             log.error("a child cannot start: %s", child.failed)
             pause = float("inf") if self._orders.reload else max(pause, 1.0)
+        stays = {one.number for one in self._children if not one.leaving}
+        if child.number in stays or child.number > self._wanted:
+            return  # a rolling restart has put another in its place, or needs none there
         self._restarts[child.number] = clock.monotonic() + pause
 
     def _obey_signals(self) -> None:
-        if self._stop_signals and not self._stopping:
+        if self._maintenance is not None and not self._stopping and self._signals.take_restart():
+            self._restart()
+        if self._signals.stops and not self._stopping:
             log.info("stopping: waiting for running tasks, %g s at most", self._patience)
             self._stop(self._patience)
-        elif self._stop_signals > 1 and self._hand_back_at > 0:
+        if self._signals.stops > 1 and self._hand_back_at > 0:
             log.info("stopping now: unfinished messages go back to their queues")
             self._hand_back_at = 0.0
             self._hand_back()
+
+    def _restart(self) -> None:
+        regular = [child for child in self._children if not child.alone]
+        log.info("restarting %d children, one by one", len(regular))
+        self._roll.begin(regular)
+        self._restarts = dict.fromkeys(self._restarts, 0.0)
+        for child in self._children:
+            if child.alone:
+                self._drain(child)
 
     def _stop(self, seconds: float) -> None:
         self._stopping = True
@@ -278,30 +315,41 @@ class Supervisor:
 
     def _hand_back(self) -> None:
         for child in self._children:
-            if child.kill_at == float("inf"):
-                child.kill_at = clock.monotonic() + _KILL_AFTER
+            if not child.handing_back:
+                child.handing_back = True
+                child.kill_at = min(child.kill_at, clock.monotonic() + _KILL_AFTER)
                 child.channel.send({"kind": "hand_back"})
 
     def _look_around(self) -> None:
         """Do what its time has come for."""
         now = clock.monotonic()
+        if self._vitals is not None:
+            self._tell(self._vitals, now)
         if self._stopping:
             if now > self._hand_back_at + 0.5:
                 self._hand_back()
         else:
-            for number in [number for number, at in self._restarts.items() if at <= now]:
-                self._start_child(number)
-            self._start_alone()
-            if self._burst is not None and self._burst.idle:
-                log.info("nothing is left to do")
-                self._stop(self._patience)
-            if self._orders.reload and (changed := self._files.changed()):
-                self._reload(changed)
+            self._go_on(now)
         for child in self._children:
             if child.kill_at <= now:
                 child.kill()
         if self._guard is not None:
             self._look_at = self._guard.look(list(self._children))
+
+    def _go_on(self, now: float) -> None:
+        """Start what is to be started, and see whether it is time to stop."""
+        for number in [number for number, at in self._restarts.items() if at <= now]:
+            self._start_child(number)
+        self._roll.step(self._children, self._wanted)
+        self._start_alone()
+        if self._refused:
+            self._failed = self._refused
+            self._stop(0.0)
+        if self._burst is not None and self._burst.idle:
+            log.info("nothing is left to do")
+            self._stop(self._patience)
+        if self._orders.reload and (changed := self._files.changed()):
+            self._reload(changed)
 
     def _recycle(self, child: ChildProcess, why: str) -> None:
         """Replace a child that works: another is started first, then this one ends its work."""
@@ -321,16 +369,24 @@ class Supervisor:
                 self._drain(earlier)
 
     def _drain(self, child: ChildProcess) -> None:
+        child.leaving = True
         child.kill_at = clock.monotonic() + self._patience + _KILL_AFTER
         child.channel.send({"kind": "drain", "seconds": self._patience})
 
     def _reload(self, changed: str) -> None:
         log.info("%s changed; restarting", changed)
         for child in self._children:
-            child.leaving = True
             self._drain(child)
-        for number in self._restarts:
-            self._restarts[number] = 0.0
+        self._restarts = dict.fromkeys(self._restarts, 0.0)
+
+    def _tell(self, vitals: Vitals, now: float) -> None:
+        """Pass on the signs of life."""
+        vitals.loop_at = now
+        vitals.children = {n: at for n, at in self._alive.items() if 1 <= n <= self._wanted}
+        vitals.frozen = [child.pid for child in self._children if child.frozen]
+        if self._maintenance is not None:
+            vitals.state = "stopping" if self._stopping else "serving"
+            vitals.redis_at, vitals.redis_pause = self._maintenance.reached
 
     def _members(self) -> list[Member]:
         return [

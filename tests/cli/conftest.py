@@ -123,6 +123,8 @@ class Shell:
             "TASKQ_SECRET": SECRET,
             "COLUMNS": "200",
         }
+        # What commands are started by, as `nohup`.
+        self.prefix: list[str] = []
         self._running: list[Running] = []
         self.write("proj.py", PROJECT.format(name=self.name))
 
@@ -152,7 +154,7 @@ class Shell:
         log = self.folder / f"log-{len(self._running)}"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "taskq", *words],
+                [*self.prefix, sys.executable, "-m", "taskq", *words],
                 cwd=self.folder,
                 env=self.environment | variables,
                 stdin=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ import pytest
 
 from tests.eventually import until
 
-VERBS = ["worker", "redis", "status", "purge", "call", "secret"]
+VERBS = ["worker", "redis", "status", "purge", "call", "doctor", "health", "acl", "secret"]
 MORE = "from proj import app\n\n@app.task\ndef more(): return '{name}'\n"
 
 

@@ -1,0 +1,77 @@
+"""What each kind of user of Redis must be allowed: minimal ACL rules.
+
+Which commands a script runs is read from its text, and which scripts somebody runs stands
+here; so a script that changes cannot leave its users behind.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from taskq.broker import keys, scripts
+
+# Scripts and plain commands by role; a role has what the ones before it have where it says.
+_SCRIPTS = {
+    "producer": ("enqueue", "schedule", "expire", "forget", "look", "survey"),
+    "worker": ("enrol", "exchange", "renew", "reclaim"),
+    "watcher": ("look", "survey"),
+}
+_PLAIN = {
+    "producer": ("GET", "MGET", "SUBSCRIBE", "UNSUBSCRIBE"),
+    # INFO and TIME: a worker looks at its Redis when it starts.
+    "worker": ("BLPOP", "INFO", "LPUSH", "PEXPIRE", "TIME"),
+    "watcher": ("GET", "INFO", "TIME"),
+    # What `taskq doctor` asks.
+    "admin": ("ACL|WHOAMI", "CONFIG|GET", "DISCARD", "MULTI", "PING"),
+}
+ROLES = {
+    "producer": "enqueues and waits for outcomes",
+    "worker": "runs tasks, which may enqueue and wait as well",
+    "watcher": "reads: `taskq status`",
+    "admin": "all verbs of the command line",
+}
+# Everybody: a script by its SHA or, after SCRIPT FLUSH, by its text; the database of the URL.
+_ALL = ("EVAL", "EVALSHA", "SELECT")
+# What no MULTI takes, or what says nothing there.
+ALONE = frozenset({"SUBSCRIBE", "UNSUBSCRIBE", "SELECT"})
+
+# A function of one line, or of several up to the `end` at the margin.
+_FUNCTION = re.compile(
+    r"^local function (\w+)\([^\n]*(?:\bend$|\n(?:(?!end$)[^\n]*\n)*end$)", re.MULTILINE
+)
+_CALL = re.compile(r"\bp?call\(\s*(?:'([A-Z]+)'|(\w+))")
+
+
+def commands(role: str) -> frozenset[str]:
+    """Return the commands that a role needs, in capitals; `A|B` is a subcommand."""
+    found = {*_ALL, *_PLAIN[role]}
+    if role == "worker":
+        found |= commands("producer")
+    if role == "admin":
+        found |= commands("worker")
+    for script in scripts.names() if role == "admin" else _SCRIPTS[role]:
+        found |= commands_of(script)
+    return frozenset(found)
+
+
+@functools.cache
+def commands_of(script: str) -> frozenset[str]:
+    """Return the commands that a script can come to run."""
+    text = scripts.load(script).text
+    functions = {match[1]: match[0] for match in _FUNCTION.finditer(text)}
+    reached, body = set[str](), _FUNCTION.sub("", text)
+    while called := {
+        name for name in functions.keys() - reached if re.search(rf"\b{name}\b", body)
+    }:
+        reached |= called
+        body += "\n".join(functions[name] for name in called)
+    # The one command that comes as an argument is the publishing one.
+    return frozenset(match[1] or match[2].upper() for match in _CALL.finditer(body))
+
+
+def rule(app: str, role: str, password: str) -> str:
+    """Return the `ACL SETUSER` line of a role: this app's keys and channels alone."""
+    own = f"{keys.PREFIX}:{{{app}:*"
+    allowed = " ".join(f"+{name.lower()}" for name in sorted(commands(role)))
+    return f"ACL SETUSER {app}-{role} reset on >{password} ~{own} &{own} {allowed}"

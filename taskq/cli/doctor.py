@@ -1,0 +1,70 @@
+"""`taskq doctor` and `taskq acl`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+
+import click
+
+from taskq.broker import checkup, permissions
+from taskq.broker.checkup import Finding, Level
+from taskq.cli.place import app_option, open_app, printable
+from taskq.client.app import TaskQ
+from taskq.errors import BrokerError, ConfigError
+
+_ROLE = click.Choice(list(permissions.ROLES))
+
+
+@click.command()
+@app_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor(context: click.Context, app: str | None, *, as_json: bool) -> None:
+    """Look at the app's Redis and keys; say what is wrong, and how it is mended.
+
+    Exits with 1 if a worker could not do its work there, with 0 on mere warnings.
+    """
+    opened = open_app(context, app)
+    findings = _examine(opened)
+    errors = sum(one.level is Level.ERROR for one in findings)
+    warnings = sum(one.level is Level.WARNING for one in findings)
+    if as_json:
+        told = [dataclasses.asdict(one) for one in findings]
+        data = {"app": opened.name, "errors": errors, "warnings": warnings, "findings": told}
+        click.echo(json.dumps(data, indent=2))
+    else:
+        for one in findings:
+            click.echo(f"{one.level:<8} {one.check:<12} {printable(one.text)}")
+            if one.fix:
+                click.echo(f"{'':<8} {'':<12} mend: {printable(one.fix)}")
+        click.echo(f"{errors} errors, {warnings} warnings")
+    opened.close()
+    raise SystemExit(1 if errors else 0)
+
+
+@click.command()
+@click.argument("roles", nargs=-1, type=_ROLE, metavar="[ROLE]...")
+@app_option
+@click.pass_context
+def acl(context: click.Context, roles: tuple[str, ...], app: str | None) -> None:
+    """Print minimal users of Redis for the app, one ACL SETUSER line each.
+
+    ROLE: producer, worker, watcher, admin; all of them if none is given. Each line has a new
+    password; feed it to redis-cli, and put user and password into the URL.
+    """
+    opened = open_app(context, app)
+    for role in roles or permissions.ROLES:
+        click.echo(permissions.rule(opened.name, role, secrets.token_hex(24)))
+
+
+def _examine(app: TaskQ) -> list[Finding]:
+    config = app.config
+    try:
+        access = app.access
+    except (BrokerError, ConfigError) as error:
+        text, _, fix = str(error).rpartition(": ")
+        return [Finding(Level.ERROR, "access", text or fix, fix if text else "see above")]
+    queue = app.queues[0]
+    return checkup.examine(app.name, queue, access, allow_eviction=config.allow_eviction)
