@@ -449,6 +449,7 @@ def test_the_layout_of_a_record_is_as_drawn() -> None:
     widths = [(codes(row[0])[0], int(row[1])) for row in table("docs/protocol.md", "field")]
     assert sum(width for _, width in widths) == records.HEAD_BYTES
     marks = {name: str(number % 10) * width for number, (name, width) in enumerate(widths, 1)}
+    marks["state"] = "R"
     record = records.parse("".join(marks.values()).encode() + b"tail")
     assert record.letter.decode() == marks["state"]
     assert record.label.decode() == marks["mark"] + marks["expires"]

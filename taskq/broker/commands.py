@@ -31,6 +31,10 @@ class Command(Generic[T_co]):
     arguments: Sequence[Argument]
     read: Callable[[Any], T_co]
 
+    def __repr__(self) -> str:
+        """Name the script, and show no argument."""
+        return f"Command({self.script.name}, {self.base})"
+
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A message on its way to Redis."""
@@ -44,6 +48,10 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     # None: at once. '+<ms>' from now, or '<ms>' since the epoch, by Redis's clock.
     due: str | None = None
 
+    def __repr__(self) -> str:
+        """Name the place, and show no bytes."""
+        return f"Outgoing({self.lane}, {len(self.raw)} bytes)"
+
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
     """The end of one attempt, in the script's words."""
@@ -54,6 +62,10 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
     field: bytes
     payload: bytes = b""
     number: int = 0
+
+    def __repr__(self) -> str:
+        """Name the message, and show no bytes."""
+        return f"Finish({self.kind}, {self.field!r}, {len(self.payload)} bytes)"
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -109,6 +121,10 @@ class Exchanged(msgspec.Struct, frozen=True):
     verdicts: str
     # ('t', 'c' or 'q' and the record, message bytes); no record at the first claim
     claimed: list[tuple[bytes, bytes]]
+
+    def __repr__(self) -> str:
+        """Say how it went, and show no bytes."""
+        return f"Exchanged({self.word}, {self.verdicts}, {len(self.claimed)} claimed)"
 
 
 def enqueue(base: str, outgoing: Sequence[Outgoing]) -> Command[str]:

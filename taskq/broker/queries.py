@@ -25,6 +25,10 @@ class Look(msgspec.Struct, frozen=True):
     # False: it waits, and no worker knows its task. None: it does not wait, or who knows.
     known: bool | None = None
 
+    def __repr__(self) -> str:
+        """Show the state, and no bytes."""
+        return f"Look({self.record!r}, {len(self.message)} bytes)"
+
 
 class TaskSurvey(msgspec.Struct):
     """How many messages of a task are where."""

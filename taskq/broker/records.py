@@ -34,10 +34,14 @@ class Record(msgspec.Struct, frozen=True):
     seq: bytes = b"0" * SEQ_DIGITS
     tail: bytes = b""
 
+    def __repr__(self) -> str:
+        """Show the state, and not what follows the fixed part."""
+        return f"Record({self.letter!r}, attempts={self.attempts}, claims={self.claims})"
+
     @property
     def state(self) -> State:
         """What the letter stands for."""
-        return LETTERS[self.letter]
+        return LETTERS.get(self.letter, State.FAILED)
 
     @property
     def history(self) -> bytes:
@@ -49,17 +53,35 @@ class Record(msgspec.Struct, frozen=True):
 
 def _history_of(tail: bytes) -> bytes:
     """Return the history in a tail that begins with the lane: `SCHEDULED`, `RETRYING`."""
-    at = 3 + int(tail[:3])
-    return tail[at + 7 : at + 7 + int(tail[at : at + 7])]
+    try:
+        at = 3 + int(tail[:3])
+        return tail[at + 7 : at + 7 + int(tail[at : at + 7])]
+    except ValueError:  # no script wrote that; nor would it be verified
+        return b""
+
+
+# What stands for bytes that no script wrote. Its state is a failed one: it absorbs.
+UNREADABLE = Record(b"?")
 
 
 def parse(raw: bytes) -> Record:
-    """Return the record in `raw`, of any of the three forms."""
+    """Return the record in `raw`, of any of the three forms, or `UNREADABLE`."""
+    try:
+        return _parsed(raw)
+    except ValueError:
+        return UNREADABLE
+
+
+def _parsed(raw: bytes) -> Record:
+    label = raw[1:22] or NO_LABEL
+    if raw[:1] not in LETTERS or len(label) != len(NO_LABEL) or not label[8:].isdigit():
+        msg = "no record"
+        raise ValueError(msg)
     if len(raw) < HEAD_BYTES:
-        return Record(raw[:1], raw[1:22] or NO_LABEL)
+        return Record(raw[:1], label)
     return Record(
         letter=raw[:1],
-        label=raw[1:22],
+        label=label,
         attempts=int(raw[22:28]),
         crashes=int(raw[28:31]),
         suspect=int(raw[31:34]),

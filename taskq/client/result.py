@@ -17,6 +17,7 @@ from taskq.errors import (
     MessageLost,
     MessageRefused,
     ResultNotStored,
+    ResultTampered,
     WorkerCrashed,
 )
 from taskq.model import outcome, serializers
@@ -271,6 +272,8 @@ class Result(Generic[R_co]):
             return WorkerCrashed(f"{self.id} {words}")
         if record.letter == b"c":
             return Cancelled(f"{self.id}: {words or 'cancelled'}")
+        if record is records.UNREADABLE:
+            return ResultTampered(f"{self.id}: what stands in its record is not of taskq")
         return MessageRefused(f"{self.id}: {words}")
 
 

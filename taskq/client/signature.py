@@ -69,7 +69,7 @@ class Options:
     ignore_result: bool | None = None
     # How long the outcome is kept; at least 60 s.
     result_ttl: Seconds | None = None
-    headers: Mapping[str, Any] | None = None
+    headers: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
     # How long one attempt may run until `SoftTimeLimitExceeded` is raised in it ...
     timeout: Seconds | None = None
     # ... and until its process is killed.
@@ -164,6 +164,10 @@ class Signature(msgspec.Struct, Generic[R_co], frozen=True):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     options: Options = msgspec.field(default_factory=Options)
+
+    def __repr__(self) -> str:
+        """Name the task, and show no argument: a repr ends in logs."""
+        return f"Signature({self.task}, {len(self.args) + len(self.kwargs)} arguments)"
 
     @property
     def queue(self) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from datetime import datetime
 
 from taskq.broker.queries import Look
-from taskq.broker.records import Record
+from taskq.broker.records import UNREADABLE, Record
 from taskq.model import clock, message, outcome
 from taskq.model.message import Envelope
 from taskq.model.outcome import AttemptError, Report
 from taskq.model.signing import Domain, Seal
 from taskq.model.states import State
+from taskq.model.words import printable
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Snapshot:
     finished_at: datetime | None = None
     # Of the failed attempts, newest first.
     errors: tuple[AttemptError, ...] = ()
-    traceback: str | None = None
+    traceback: str | None = dataclasses.field(default=None, repr=False)
     # What is odd, in words; None where nothing is.
     note: str | None = None
 
@@ -62,6 +63,8 @@ class Subject:
             note = f"{type(error).__name__}: {error}"
         if look.known is False:
             note = "no live worker knows this task"
+        if record is UNREADABLE:
+            note = "what stands in its record is not of taskq"
         if record.letter == b"r":
             note = "refused: " + words_of(record)
         if record.letter in b"tk":
@@ -113,8 +116,11 @@ class Subject:
 
 def words_of(record: Record) -> str:
     """Return the words with which a message ended that has no report."""
-    return record.tail[:2000].decode(errors="backslashreplace")
+    return printable(record.tail[:2000].decode(errors="replace"))[:2000]
 
 
 def _instant(ms: int | None) -> datetime | None:
-    return clock.instant(ms) if ms else None
+    try:
+        return clock.instant(ms) if ms else None
+    except (OverflowError, ValueError, OSError):  # no instant that there is
+        return None

@@ -35,6 +35,10 @@ class Context(msgspec.Struct):
     # When this attempt runs into its time limit, by this machine's clock; None: never.
     deadline: datetime | None = None
 
+    def __repr__(self) -> str:
+        """Name the message, and show neither headers nor state."""
+        return f"Context({self.task}[{self.id}], attempt {self.attempt})"
+
     def retry(
         self,
         exc: BaseException | None = None,

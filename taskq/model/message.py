@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
+from taskq.config import LARGEST_MESSAGE
 from taskq.errors import ConfigError
-from taskq.model.signing import BadSignature, Seal
+from taskq.model.signing import BadSignature, Seal, rest_of
 
 MAGIC, VERSION = b"TQ", b"1"
 HEADER_BYTES = 57
@@ -58,6 +59,10 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
     # How long one attempt may run: then it is told so, and then its process is killed.
     timeout_ms: int | None = None
     hard_timeout_ms: int | None = None
+
+    def __repr__(self) -> str:
+        """Name the task, and show no argument or header."""
+        return f"Envelope({self.task}, {len(self.body)} bytes of {self.serializer})"
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -137,10 +142,14 @@ def open_envelope(raw: bytes, seal: Seal) -> Envelope:
         UnknownKey: signed with a key that this process does not hold.
 
     """
-    header, tag, body = raw[:HEADER_BYTES], raw[HEADER_BYTES:BODY_AT], raw[BODY_AT:]
     if len(raw) <= BODY_AT or raw[:2] != MAGIC:
         msg = "not a taskq message"
         raise Refused(msg)
+    if len(raw) > LARGEST_MESSAGE:
+        msg = f"{len(raw):,} bytes are more than any message has"
+        raise Refused(msg)
+    header, tag = raw[:HEADER_BYTES], raw[HEADER_BYTES:BODY_AT]
+    body = rest_of(raw, BODY_AT)
     if raw[2:3] != VERSION:
         msg = f"unknown message version {raw[2:3]!r}"
         raise Refused(msg)
@@ -150,7 +159,7 @@ def open_envelope(raw: bytes, seal: Seal) -> Envelope:
         raise Refused(str(error)) from None
     try:
         return _decode_envelope(body)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         msg = f"unreadable envelope: {str(error)[:200]}"
         raise Refused(msg) from error
 

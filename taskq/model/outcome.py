@@ -14,7 +14,7 @@ import msgspec
 
 from taskq.errors import RemoteError, ResultTampered, SerializationError, SoftTimeLimitExceeded
 from taskq.model import serializers
-from taskq.model.signing import NO_KEY_ID, TAG_BYTES, BadSignature, Seal, UnknownKey
+from taskq.model.signing import NO_KEY_ID, TAG_BYTES, BadSignature, Body, Seal, UnknownKey, rest_of
 
 MAX_TEXT = 8 << 10
 MAX_TRACEBACK = 64 << 10
@@ -33,6 +33,10 @@ class AttemptError(msgspec.Struct, array_like=True, frozen=True, gc=False):
     at_ms: int
     type: str
     text: str
+
+    def __repr__(self) -> str:
+        """Name the exception; its words may say what an argument was."""
+        return f"AttemptError({self.attempt}, {self.type})"
 
 
 class History(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -58,6 +62,10 @@ class Failure(msgspec.Struct, array_like=True, frozen=True, gc=False):
     builtin: str = ""
     args: bytes = b""
 
+    def __repr__(self) -> str:
+        """Name the exception; its words may say what an argument was."""
+        return f"Failure({self.type})"
+
 
 class Report(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The recorded outcome of a message. Instants are milliseconds by Redis's clock."""
@@ -75,6 +83,10 @@ class Report(msgspec.Struct, array_like=True, frozen=True, gc=False):
     failure: Failure | None = None
     errors: tuple[AttemptError, ...] = ()
     name: str | None = None
+
+    def __repr__(self) -> str:
+        """Say how it ended, and show no value."""
+        return f"Report({self.task}, attempt {self.attempt}, {self.failure or self.serializer})"
 
 
 class Finished(msgspec.Struct, frozen=True, gc=False):
@@ -111,8 +123,8 @@ def read_report(data: bytes, seal: Seal, bound_to: bytes) -> Report:
     """Return the report in signed bytes; raise `ResultTampered` if they are not ours."""
     try:
         return _decode_report(_verified(data, seal, bound_to))
-    except msgspec.DecodeError as error:
-        msg = f"unreadable outcome: {error}"
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        msg = f"unreadable outcome: {str(error)[:200]}"
         raise ResultTampered(msg) from error
 
 
@@ -122,12 +134,12 @@ def read_history(data: bytes, seal: Seal, bound_to: bytes) -> History | None:
         return None
     try:
         return _decode_history(_verified(data, seal, bound_to))
-    except (ResultTampered, msgspec.DecodeError):
+    except (ResultTampered, msgspec.DecodeError, ValueError, RecursionError):
         return None
 
 
-def _verified(data: bytes, seal: Seal, bound_to: bytes) -> bytes:
-    body = data[_PREFIX_BYTES:]
+def _verified(data: bytes, seal: Seal, bound_to: bytes) -> Body:
+    body = rest_of(data, _PREFIX_BYTES)
     tag = data[_PREFIX_BYTES - TAG_BYTES : _PREFIX_BYTES]
     try:
         seal.verify(data[1 : 1 + len(NO_KEY_ID)], data[:1], bound_to, body, tag)
@@ -159,7 +171,7 @@ def revive(failure: Failure) -> BaseException:
         elif failure.builtin:
             args = serializers.loads(serializers.MSGPACK, failure.args)
             error = _ALLOWED[failure.builtin](*args)
-    except (SerializationError, KeyError, TypeError):
+    except Exception:  # noqa: BLE001 - of its constructor
         # Its class cannot be imported here, or wants other arguments: words must do.
         error = RemoteError(failure.type, failure.text, failure.traceback)
     # Past the exception's own __setattr__, which may refuse.

@@ -40,6 +40,8 @@ Stop: TypeAlias = Callable[[RetryCallState], bool]
 Wait: TypeAlias = Callable[[RetryCallState], float]
 
 MAX_DELAY = 366 * 86_400.0
+# A record counts attempts in six digits.
+MOST_RETRIES = 999_998
 
 # Carries a policy's objects into RetryCallState, whose constructor wants one; never run.
 _CARRIER = Retrying()
@@ -193,7 +195,10 @@ def _positive(name: str, value: object) -> float:
 
 def _stop_after(retries: object, rule: str) -> Stop:
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        msg = f"{rule}, not {retries!r}"
+        msg = f"{rule}, not {retries!r:.40}"
+        raise ConfigError(msg)
+    if retries > MOST_RETRIES:
+        msg = f"more than {MOST_RETRIES:,} retries cannot be counted: say stop_never, or None"
         raise ConfigError(msg)
     return stop_after_attempt(retries + 1)
 

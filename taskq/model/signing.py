@@ -24,7 +24,9 @@ LARGE = 16 << 10
 BLAKE2B, HMAC_SHA256, UNSIGNED = b"b", b"h", b"u"
 NO_KEY_ID = b"0" * KEY_ID_BYTES
 
-_Tagger: TypeAlias = Callable[[bytes, bytes], bytes]
+# What is signed besides a header.
+Body: TypeAlias = bytes | memoryview
+_Tagger: TypeAlias = Callable[[bytes, Body], bytes]
 
 
 class Domain(StrEnum):
@@ -40,6 +42,11 @@ class UnknownKey(Exception):
 
 class BadSignature(Exception):
     """The tag does not fit: not signed by us, or changed since."""
+
+
+def rest_of(raw: bytes, at: int) -> Body:
+    """Return what follows a place; large bytes are looked at where they are, not copied."""
+    return raw[at:] if len(raw) <= LARGE else memoryview(raw)[at:]
 
 
 def new_secret() -> str:
@@ -92,7 +99,7 @@ class Seal:
         """Return all that is needed to verify: the mark and the tag."""
         return self._marks[len(body) > LARGE] + self.tag(header, body)
 
-    def verify(self, key: bytes, algorithm: bytes, header: bytes, body: bytes, tag: bytes) -> None:
+    def verify(self, key: bytes, algorithm: bytes, header: bytes, body: Body, tag: bytes) -> None:
         """Return if `tag` is right.
 
         Raises:
@@ -123,13 +130,13 @@ def _taggers(key: str, domain: Domain, scope: bytes) -> tuple[_Tagger, _Tagger]:
     small = hashlib.blake2b(scope, key=secret, digest_size=TAG_BYTES, person=domain.encode())
     large = hmac.new(secret, domain.encode() + b"\0" + scope, hashlib.sha256)
 
-    def blake2b(header: bytes, body: bytes) -> bytes:
+    def blake2b(header: bytes, body: Body) -> bytes:
         state = small.copy()
         state.update(header)
         state.update(body)
         return state.digest()
 
-    def hmac_sha256(header: bytes, body: bytes) -> bytes:
+    def hmac_sha256(header: bytes, body: Body) -> bytes:
         state = large.copy()
         state.update(header)
         state.update(body)
@@ -138,5 +145,5 @@ def _taggers(key: str, domain: Domain, scope: bytes) -> tuple[_Tagger, _Tagger]:
     return blake2b, hmac_sha256
 
 
-def _no_tag(header: bytes, body: bytes) -> bytes:  # noqa: ARG001 - the shape of a tagger
+def _no_tag(header: bytes, body: Body) -> bytes:  # noqa: ARG001 - the shape of a tagger
     return bytes(TAG_BYTES)

@@ -31,9 +31,15 @@ class TestParse:
         )
         assert record.state is LETTERS[letter]
 
-    def test_a_letter_that_nobody_knows(self) -> None:
-        with pytest.raises(KeyError):
-            _ = records.parse(b"?").state
+    @pytest.mark.parametrize(
+        "raw",
+        [b"", b"?", b"Q12", b"Q" + b"x" * 21, b"\x80\x04pickle", b"s" + b"9" * 30 + b"x" * 99],
+    )
+    def test_what_no_script_wrote_is_unreadable(self, raw: bytes) -> None:
+        record = records.parse(raw)
+        assert record is records.UNREADABLE
+        assert record.state.terminal
+        assert record.history == b""
 
 
 class TestWrite:

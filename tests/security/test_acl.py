@@ -1,0 +1,143 @@
+"""S10: the users that `taskq acl` prints can do their work, and never ask for more."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from redis.exceptions import NoPermissionError
+
+import taskq
+from taskq import TaskQ
+from taskq.cli.place import printable
+from tests.cli.conftest import SECRET, Shell
+from tests.eventually import until
+from tests.servers import Server
+
+MORE = """
+
+@app.task(bind=True)
+async def relay(ctx, x):
+    return await (await add.adelay(x, 1))
+
+
+@app.task
+def ask(x):
+    return add.delay(x, 1).get(timeout=5, in_task=True)
+"""
+
+
+class Users:
+    """The printed users, set on a server whose `default` user is off."""
+
+    def __init__(self, shell: Shell, server: Server) -> None:
+        self.shell, self.server = shell, server
+        self.urls: dict[str, str] = {}
+        lines = shell.type("acl", "-A", "proj").stdout.splitlines()
+        with server.client() as client:
+            for line in lines:
+                words = line.split()
+                assert client.execute_command(*words) in (True, b"OK", "OK")
+                (password,) = [word[1:] for word in words if word.startswith(">")]
+                place = f"redis://{words[2]}:{password}@"
+                self.urls[words[2].rpartition("-")[2]] = server.url.replace("redis://", place)
+            client.execute_command("ACL", "SETUSER", "judge", "on", ">judge", "+@all", "~*", "&*")
+            client.execute_command("ACL", "SETUSER", "default", "off")
+
+    def log(self) -> list[str]:
+        """Return what was denied so far."""
+        with self.judge() as client:
+            return [printable(entry) for entry in client.execute_command("ACL", "LOG")]
+
+    def judge(self) -> redis.Redis:
+        return redis.Redis(port=self.server.port, username="judge", password="judge", protocol=2)
+
+    def app(self, role: str) -> TaskQ:
+        return TaskQ(self.shell.name, url=self.urls[role], secret=SECRET, queues=["mail"])
+
+
+@pytest.fixture
+def users(tmp_path: Path, binary: Path) -> Iterator[Users]:
+    with Server(binary) as server:
+        shell = Shell(tmp_path, server.url)
+        shell.write("proj.py", (shell.folder / "proj.py").read_text() + MORE)
+        users = Users(shell, server)
+        yield users
+        users.shell.close()
+
+
+def test_a_whole_run_asks_for_nothing_that_is_denied(users: Users, tmp_path: Path) -> None:
+    shell = users.shell
+    worker = shell.worker("proj", "-p", "2", TASKQ_URL=users.urls["worker"])
+    with users.app("producer") as app:
+        add = [app.send_task("proj.add", (x, 1)) for x in range(200)]
+        assert taskq.gather(add, timeout=10) == [x + 1 for x in range(200)]
+        soon = app.send_task("proj.add", (1, 1), countdown=0.2)
+        retried = app.send_task("proj.flaky")
+        named = app.send_task("proj.add", (5, 5), id="order-42")
+        assert app.send_task("proj.add", (5, 5), id="order-42") == named
+        assert [one.get(timeout=8) for one in (soon, retried, named)] == [2, 2, 10]
+        assert isinstance(app.send_task("proj.fail").exception(timeout=5), KeyError)
+        assert app.send_task("proj.relay", (4,)).get(timeout=5) == 5
+        assert app.send_task("proj.ask", (4,)).get(timeout=5) == 5
+        expired = app.send_task("proj.nobody", expires=0.2)
+        assert isinstance(expired.exception(timeout=5), taskq.Expired)
+        assert named.snapshot().status is taskq.State.SUCCEEDED
+        assert named.forget()
+        large = app.send_task("proj.add", ("x" * 50_000, "y"))
+        assert len(large.get(timeout=5)) == 50_001
+        # A child dies, and its message is taken back; scripts are gone, and loaded anew.
+        held = app.send_task("proj.hold", (str(tmp_path),))
+        until(lambda: list(tmp_path.glob("started-*")))
+        for child in worker.children():
+            os.kill(child, signal.SIGKILL)
+        with users.judge() as client:
+            client.script_flush()
+        (tmp_path / "go").touch()
+        assert held.get(timeout=10) == [1, 2]
+        unknown = app.send_task("proj.nobody")
+        assert not unknown.ready()
+        with pytest.raises(taskq.ResultTimeout):
+            unknown.get(timeout=4)  # it looks whether a worker is there
+    status = shell.type("status", "-A", "proj", "--json", TASKQ_URL=users.urls["watcher"])
+    assert (status.returncode, status.stderr) == (0, "")
+    assert len(json.loads(status.stdout)["queues"]["default"]["workers"]) == 2
+    purged = shell.type(
+        "purge", "-A", "proj", "-Q", "default", "--yes", TASKQ_URL=users.urls["admin"]
+    )
+    assert (purged.returncode, purged.stdout) == (0, "purged 1 messages\n")
+    doctor = shell.type("doctor", "-A", "proj", TASKQ_URL=users.urls["admin"])
+    assert doctor.returncode == 0, doctor.stdout
+    assert "unknown" not in doctor.stdout
+    assert worker.stop() == 0
+    assert users.log() == []
+
+
+def test_they_can_do_no_more(users: Users) -> None:
+    """Not with the keys of other apps, nor what only an administrator does."""
+
+    def denied(role: str, *command: str) -> bool:
+        with redis.Redis.from_url(users.urls[role], protocol=2) as client:
+            try:
+                client.execute_command(*command)
+            except redis.ResponseError as error:
+                text = str(error)
+                return isinstance(error, NoPermissionError) or "ACL failure" in text
+            return False
+
+    ours = f"tq:{{{users.shell.name}:default}}:x"
+    for role in users.urls:
+        assert denied(role, "GET", "tq:{other:default}:x"), role
+        assert not denied(role, "GET", ours), role
+        for command in ("FLUSHALL", "KEYS *", "CONFIG SET maxmemory 1", "ACL LIST", "SHUTDOWN"):
+            assert denied(role, *command.split()), (role, command)
+        assert denied(role, "EVAL", "return redis.call('LPUSH', 'tq:{other:q}:y', '1')", "0")
+    assert denied("watcher", "EVAL", f"return redis.call('LPUSH', '{ours}', '1')", "0")
+    assert denied("watcher", "DEL", ours)
+    assert denied("producer", "RPOP", ours)
+    assert denied("producer", "SUBSCRIBE", "tq:{other:default}:done:x")
