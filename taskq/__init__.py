@@ -4,6 +4,7 @@ The README shows it; `ARCHITECTURE.md` is the map.
 """
 
 from taskq.client.app import TaskQ
+from taskq.client.dead import DeadLetter
 from taskq.client.gather import agather, as_completed, gather
 from taskq.client.result import Result
 from taskq.client.signature import Signature
@@ -15,6 +16,7 @@ from taskq.errors import (
     BrokerUnavailable,
     Cancelled,
     ConfigError,
+    DeadLetterError,
     DuplicateMessage,
     EnqueueUncertain,
     Expired,
@@ -36,15 +38,18 @@ from taskq.errors import (
 )
 from taskq.model.context import Context, current
 from taskq.model.retry import RetryPolicy
-from taskq.model.states import State
+from taskq.model.states import Cancellation, State
 
 __all__ = [
     "BrokerError",
     "BrokerFull",
     "BrokerUnavailable",
+    "Cancellation",
     "Cancelled",
     "ConfigError",
     "Context",
+    "DeadLetter",
+    "DeadLetterError",
     "DuplicateMessage",
     "EnqueueUncertain",
     "Expired",

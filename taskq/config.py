@@ -46,6 +46,8 @@ class Settings(TypedDict, total=False):
     default_queue: str
     result_ttl: Seconds
     failure_ttl: Seconds
+    dead_letters: int
+    dead_letter_age: Seconds
     max_message_bytes: int
     max_result_bytes: int
     enqueue_deadline: Seconds
@@ -211,6 +213,9 @@ class Config:
     default_queue: str = _setting(_queue, default="default")
     result_ttl: float = _setting(_duration(0), default=3600.0)
     failure_ttl: float = _setting(_duration(0), default=86_400.0)
+    # What failed for good is kept for people: so many in each queue, for so long.
+    dead_letters: int = _setting(_count(0, 1_000_000), default=10_000)
+    dead_letter_age: float = _setting(_duration(60), default=7_776_000.0)
     max_message_bytes: int = _setting(_count(1024, LARGEST_MESSAGE), default=1 << 20)
     max_result_bytes: int = _setting(_count(1024, 256 << 20), default=16 << 20)
     # How long one enqueue or one read goes on trying to reach Redis.

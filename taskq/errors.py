@@ -10,6 +10,7 @@ TaskQError
 │   ├── BrokerUnavailable (ConnectionError)
 │   │   └── EnqueueUncertain            the message may or may not have been accepted
 │   └── BrokerFull                      Redis is at `maxmemory`; nothing was enqueued
+├── DeadLetterError                     no such dead letter, or one that cannot be sent again
 ├── ResultTimeout (TimeoutError)        the wait ended, the message goes on
 ├── SoftTimeLimitExceeded               raised in a task whose `timeout` has passed
 └── ResultError                         a message ended in another way than by its task
@@ -98,6 +99,10 @@ class BrokerFull(BrokerError):
     """Redis is at its `maxmemory`; the message was not accepted."""
 
 
+class DeadLetterError(TaskQError):
+    """There is no such dead letter, or it cannot be sent again; the text says which."""
+
+
 class ResultTimeout(TaskQError, TimeoutError):
     """The outcome was not there in time. The message goes on."""
 
@@ -133,7 +138,16 @@ class ResultTampered(ResultError):
 
 
 class Cancelled(ResultError):
-    """The message was taken back before it ran."""
+    """The message was taken back before it ran, or stopped while it ran."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        # What whoever cancelled it said; at most 500 characters.
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by both arguments."""
+        return (Cancelled, (str(self), self.reason), self.__dict__)
 
 
 class Expired(ResultError):

@@ -37,7 +37,9 @@ def running_worker(
             plan.queues,
             lease=app.config.lease,
             digest=engine.digest,
+            kept=engine.kept,
             members=lambda: engine.exchange.members().items(),
+            orders=lambda _member, _orders: engine.hear(),
         )
         engine.start()
         maintenance.start()

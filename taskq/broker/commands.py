@@ -56,7 +56,7 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
 class Finish(msgspec.Struct, frozen=True, gc=False):
     """The end of one attempt, in the script's words."""
 
-    # 's' or 'f' recorded, 'y' retry, 'b' back, 'r' refused.
+    # 's', 'f' or 'c' recorded, 'y' retry, 'b' back, 'r' refused.
     kind: str
     # Id and claim number: the field of `running:<worker>`.
     field: bytes
@@ -80,6 +80,39 @@ class Room(msgspec.Struct, frozen=True):
     def empty(self) -> bool:
         """Whether nothing can be taken."""
         return not (self.threads or self.coroutines or self.caps)
+
+
+class Order(msgspec.Struct, frozen=True):
+    """A message that a child holds, and is to cancel."""
+
+    # The field of `running:<worker>`.
+    field: bytes
+    # Whether its process is to be ended.
+    terminate: bool
+    reason: bytes
+
+    @property
+    def id(self) -> str:
+        """The message's id."""
+        return self.field[:32].decode()
+
+
+class Renewed(msgspec.Struct, frozen=True):
+    """The reply to the renewal of a lease."""
+
+    # 'ok' or 'lost'
+    word: str
+    orders: list[Order] = []
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """How many dead letters a queue keeps, and for how long."""
+
+    letters: int = 10_000
+    age_ms: int = 90 * 86_400_000
+
+
+DEFAULT_KEPT = Kept()
 
 
 class Blame(msgspec.Struct, frozen=True):
@@ -121,6 +154,8 @@ class Exchanged(msgspec.Struct, frozen=True):
     verdicts: str
     # ('t', 'c' or 'q' and the record, message bytes); no record at the first claim
     claimed: list[tuple[bytes, bytes]]
+    # Whether the child is to ask for its orders.
+    summoned: bool = False
 
     def __repr__(self) -> str:
         """Say how it went, and show no bytes."""
@@ -176,10 +211,12 @@ def exchange(
     lease_ms: int,
     finishes: Sequence[Finish],
     room: Room,
+    kept: Kept = DEFAULT_KEPT,
 ) -> Command[Exchanged]:
     """End attempts and claim messages, in one call."""
     arguments: list[Argument] = [
-        worker, seq, digest, lease_ms, PUBLISH, room.threads, room.coroutines, 0,
+        worker, seq, digest, lease_ms, PUBLISH, room.threads, room.coroutines,
+        kept.letters, kept.age_ms, 0,
     ]  # fmt: skip
     lots = [(key, list(lot)) for key, lot in itertools.groupby(finishes, _kind_and_number)]
     arguments[-1] = len(lots)
@@ -192,9 +229,20 @@ def exchange(
     return Command(scripts.load("exchange"), base, arguments, _exchanged)
 
 
-def renew(base: str, worker: bytes, lease_ms: int, digest: str) -> Command[str]:
-    """Renew a child's lease. Reads as 'ok' or 'lost'."""
-    return Command(scripts.load("renew"), base, (worker, lease_ms, digest), _text)
+def renew(base: str, worker: bytes, lease_ms: int, digest: str) -> Command[Renewed]:
+    """Renew a child's lease."""
+    return Command(scripts.load("renew"), base, (worker, lease_ms, digest), _renewed)
+
+
+def cancel(base: str, id: str, reason: bytes, *, terminate: bool) -> Command[str]:
+    """Take a message back. Reads as 'cancelled', 'told', 'over' or 'unknown'."""
+    flag = "t" if terminate else "-"
+    return Command(scripts.load("cancel"), base, (PUBLISH, id, reason, flag), _text)
+
+
+def orders(base: str, worker: bytes) -> Command[list[Order]]:
+    """Return which of its messages a child is to cancel."""
+    return Command(scripts.load("orders"), base, (worker,), _orders)
 
 
 def reclaim(
@@ -204,13 +252,16 @@ def reclaim(
     worker: bytes = b"",
     digest: str = "",
     blames: Sequence[Blame] = (),
+    kept: Kept = DEFAULT_KEPT,
 ) -> Command[Reclaimed]:
     """Take back the messages of a child, or of all whose lease ran out.
 
     `blames` say what its death has to do with those that it ran. Suspects are counted of
     the tasks that `digest` stands for.
     """
-    arguments: list[Argument] = [lease_ms, tick_ms, PUBLISH, worker, digest]
+    arguments: list[Argument] = [
+        lease_ms, tick_ms, PUBLISH, worker, digest, kept.letters, kept.age_ms,
+    ]  # fmt: skip
     for one in blames:
         arguments += (one.letter, one.field, one.budget, one.reason)
     return Command(scripts.load("reclaim"), base, arguments, _reclaimed)
@@ -218,7 +269,9 @@ def reclaim(
 
 def release(base: str, worker: bytes, fields: Sequence[bytes]) -> Command[int]:
     """Give back messages that a child holds and cannot start. Reads as how many it held."""
-    return Command(scripts.load("release"), base, (worker, *fields), lambda reply: int(reply[0]))
+    return Command(
+        scripts.load("release"), base, (PUBLISH, worker, *fields), lambda reply: int(reply[0])
+    )
 
 
 def expire(base: str, id: str) -> Command[str]:
@@ -234,6 +287,22 @@ def purge(base: str, reason: str, task: str = "") -> Command[tuple[int, bool]]:
 def forget(base: str, id: str) -> Command[str]:
     """Drop the outcome of a message that is over."""
     return Command(scripts.load("forget"), base, (id,), _text)
+
+
+def revive(base: str, id: bytes, died: bytes, lane: str, message: bytes) -> Command[str]:
+    """Queue a message in place of a dead letter. Reads as 'o', 'd' done before, or 'no'."""
+    return Command(scripts.load("revive"), base, (id, died, lane, message), _text)
+
+
+def discard(
+    base: str, skip: int, task: str = "", ids: Sequence[bytes] = ()
+) -> Command[tuple[int, int | None]]:
+    """Throw away dead letters: those named, or those of a task, or all.
+
+    Reads as how many, and what to skip in a further call; None if none is needed.
+    """
+    arguments: list[Argument] = [skip, task, *ids]
+    return Command(scripts.load("discard"), base, arguments, _count_and_next)
 
 
 def _pages(outgoing: Sequence[Outgoing]) -> Iterable[Sequence[Outgoing]]:
@@ -261,8 +330,21 @@ def _text(reply: Any) -> str:
     return bytes(reply).decode()
 
 
+def _renewed(reply: Any) -> Renewed:
+    return Renewed(reply[0].decode(), _orders(reply[1:]))
+
+
+def _orders(reply: Any) -> list[Order]:
+    pairs = zip(reply[::2], reply[1::2], strict=True)
+    return [Order(field, order[:1] == b"t", order[1:]) for field, order in pairs]
+
+
 def _count_and_left(reply: Any) -> tuple[int, bool]:
     return int(reply[0]), bool(reply[1])
+
+
+def _count_and_next(reply: Any) -> tuple[int, int | None]:
+    return int(reply[0]), int(reply[1]) if reply[1] else None
 
 
 def _reclaimed(reply: Any) -> Reclaimed:
@@ -271,11 +353,13 @@ def _reclaimed(reply: Any) -> Reclaimed:
 
 def _exchanged(reply: Any) -> Exchanged:
     word, now_us, next_due, more, verdicts = reply[:REPLY_HEAD]
+    kinds, summons, _ = more.decode().partition("x")
     return Exchanged(
         word.decode(),
         int(now_us),
         int(next_due) if next_due else None,
-        more.decode(),
+        kinds,
         verdicts.decode(),
         list(zip(reply[REPLY_HEAD::2], reply[REPLY_HEAD + 1 :: 2], strict=True)),
+        bool(summons),
     )

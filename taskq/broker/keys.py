@@ -15,7 +15,8 @@ of a cluster. The scripts get the base as KEYS[1] and append the names below.
 | `seqs` | hash | worker → number of its last exchange, and the answer | 1 day |
 | `groups` | zset | digest of a set of tasks → until when some worker knows them | 1 day |
 | `known:<digest>` | hash | task → `t` (thread) or `c` (coroutine) | 1 day |
-| `wake:<child>` | list | wakes the bell of one child | 5 seconds |
+| `wake:<worker>` | list | wakes one child, whatever it listens for | 1 minute |
+| `cancels:<worker>` | hash | id of a message it holds → claim number, flag, reason | as the claim |
 | `counts` | hash | how many messages were refused, expired, or had no record | 90 days |
 | `bell:<digest>:<kind>` | list | at most one token, which wakes one worker | 1 minute |
 | `scheduled` | zset | id → due time; the message is in its record | while not empty |
@@ -24,7 +25,8 @@ of a cluster. The scripts get the base as KEYS[1] and append the names below.
 | `orphans` | zset | workers whose messages are being taken back | while not empty |
 | `orphans:<worker>` | hash | those messages | while not empty |
 | `tick`, `hold` | string | the reaper's last tick; until when it takes nothing back | 1 day |
-| `dead`, `dead:m` | zset, hash | what was set aside, with the reason; 10,000 at most | 90 days |
+| `dead` | zset | id of a dead letter → when its message ended | `dead_letter_age` |
+| `dead:m` | hash | id → lane, terminal record and message | the same |
 | `done:<id>` | channel | the outcome, or its state letter where it is large | |
 """
 
@@ -72,9 +74,9 @@ def bell(app: str, queue: str, digest: str, kind: str) -> str:
     return f"{base(app, queue)}bell:{digest}:{kind}"
 
 
-def wake(app: str, queue: str, child: str) -> str:
-    """Return the key of the list that wakes the bell of one child."""
-    return f"{base(app, queue)}wake:{child}"
+def wake(app: str, queue: str, worker: str) -> str:
+    """Return the key of the list that wakes one child; its kicks to itself have another name."""
+    return f"{base(app, queue)}wake:{worker}"
 
 
 def address(name: str, queue: str) -> str:

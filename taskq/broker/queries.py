@@ -9,7 +9,7 @@ import msgspec
 
 from taskq.broker import keys, scripts
 from taskq.broker.commands import Command
-from taskq.broker.records import Record, parse
+from taskq.broker.records import UNREADABLE, Record, parse
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -28,6 +28,19 @@ class Look(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         """Show the state, and no bytes."""
         return f"Look({self.record!r}, {len(self.message)} bytes)"
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """One dead letter as Redis has it: nothing in it is verified."""
+
+    id: bytes
+    # Milliseconds since the epoch, as Redis writes them.
+    died: bytes
+    # The ready list its message was taken from.
+    lane: str
+    # How it ended: the terminal record.
+    record: Record
+    message: bytes
 
 
 class TaskSurvey(msgspec.Struct):
@@ -69,6 +82,36 @@ def look(base: str, id: str, task: str | None) -> Command[Look]:
 def survey(base: str, queue: str) -> Command[Survey]:
     """Return what is in a queue, by task, and who serves it."""
     return Command(scripts.load("survey"), base, (), lambda reply: _survey(queue, reply))
+
+
+def letters(
+    base: str, age_ms: int, skip: int, most: int, id: bytes = b""
+) -> Command[tuple[list[Letter], int | None]]:
+    """Return a page of dead letters, newest first, or the one of an id.
+
+    Reads as those, and how many to skip for the next page; None if there is none.
+    """
+    return Command(scripts.load("letters"), base, (age_ms, skip, most, id), _letters)
+
+
+def _letters(reply: Any) -> tuple[list[Letter], int | None]:
+    following, *rest = reply
+    found = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+    return [_letter(*one) for one in found], int(following) if following else None
+
+
+def _letter(id: bytes, died: bytes, raw: bytes) -> Letter:
+    """Split a letter; `lua/lib/dead.lua` draws it."""
+    at, until, record = 3, len(raw), UNREADABLE
+    try:
+        at = 3 + int(raw[:3])
+        until = at + 8 + int(raw[at : at + 8])
+        record = parse(raw[at + 8 : until])
+    except ValueError:
+        record = UNREADABLE
+    if record is UNREADABLE:
+        return Letter(id, died, "", Record(b"r", tail=b"an unreadable letter"), raw)
+    return Letter(id, died, raw[3:at].decode(errors="backslashreplace"), record, raw[until:])
 
 
 def _look(reply: Any) -> Look:

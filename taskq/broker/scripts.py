@@ -11,7 +11,17 @@ import hashlib
 import re
 from importlib import resources
 
-_LIBRARY_ORDER = ("core", "clock", "records", "lanes", "scheduled", "dead", "running")
+_LIBRARY_ORDER = (
+    "core",
+    "clock",
+    "counts",
+    "records",
+    "cancels",
+    "lanes",
+    "scheduled",
+    "dead",
+    "running",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ import click
 
 from taskq.cli.doctor import acl, doctor
 from taskq.cli.health import health
+from taskq.cli.letters import dead
 from taskq.cli.look import purge, status
 from taskq.cli.place import Place, fail
-from taskq.cli.send import call
+from taskq.cli.send import call, cancel
 from taskq.cli.server import redis, secret
 from taskq.cli.work import worker
 from taskq.errors import BrokerError, TaskQError
@@ -36,5 +37,7 @@ def main(context: click.Context, app: str | None) -> None:
     context.obj = Place(app)
 
 
-for command in (worker, redis, status, purge, call, doctor, health, acl, secret):
+for command in (
+    worker, redis, status, purge, dead, call, cancel, doctor, health, acl, secret,
+):  # fmt: skip
     main.add_command(command)

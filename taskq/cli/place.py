@@ -34,9 +34,8 @@ def named_app(context: click.Context, after: str | None) -> str:
     """Return the app's name; exit with 2 and what to type if there is none."""
     name = after or context.obj.app or os.environ.get("TASKQ_APP")
     if not name:
-        fail(
-            f"which app? type: taskq {context.command.name} -A module[:attribute], or set TASKQ_APP"
-        )
+        verb = context.command_path.partition(" ")[2]
+        fail(f"which app? type: taskq {verb} -A module[:attribute], or set TASKQ_APP")
     return name
 
 

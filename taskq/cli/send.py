@@ -1,4 +1,4 @@
-"""`taskq call`."""
+"""`taskq call` and `taskq cancel`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from taskq.client.app import TaskQ
 from taskq.client.result import Result
 from taskq.client.task import Task
 from taskq.config import nearest
+from taskq.model.states import Cancellation
 
 
 @click.command()
@@ -46,6 +47,42 @@ def call(context: click.Context, /, name: str, args: tuple[str, ...], **options:
         click.echo(printable(repr(value)))
     finally:
         app.close()
+
+
+@click.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@app_option
+@click.option("--reason", help="What whoever waits is told.")
+@click.option("--terminate", is_flag=True, help="Kill the process that runs it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def cancel(
+    context: click.Context, /, ids: tuple[str, ...], *, as_json: bool, **options: Any
+) -> None:
+    """Take messages back: what waits does not start, what runs is told.
+
+    Exits with 1 if Redis does not know one of the ids.
+    """
+    with open_app(context, options["app"]) as app:
+        results = [app.result(id) for id in dict.fromkeys(ids)]
+        done = {
+            one.id: one.cancel(options["reason"], terminate=options["terminate"]) for one in results
+        }
+    if as_json:
+        click.echo(json.dumps(done, indent=2))
+    else:
+        for id, what in done.items():
+            click.echo(f"{printable(id)}: {_SAID[what]}")
+    if Cancellation.UNKNOWN in done.values():
+        raise SystemExit(1)
+
+
+_SAID = {
+    Cancellation.CANCELLED: "cancelled; it does not start",
+    Cancellation.TOLD: "it runs; its worker was told",
+    Cancellation.OVER: "it was over already",
+    Cancellation.UNKNOWN: "Redis does not know this id",
+}
 
 
 def _task(app: TaskQ, name: str) -> Task[..., Any]:

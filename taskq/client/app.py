@@ -16,6 +16,7 @@ from taskq.broker.access import Access, open_access
 from taskq.broker.aio import AsyncBroker
 from taskq.broker.sync import Broker
 from taskq.client import sending
+from taskq.client.dead import DeadLetters
 from taskq.client.result import Result
 from taskq.client.signature import CallOptions, Options, Signature
 from taskq.client.task import BoundTaskDecorator, Task, TaskDecorator, TaskOptions
@@ -173,6 +174,11 @@ class TaskQ:
         """Return the handle on the message at that address."""
         name, queue = keys.parse_address(id)
         return Result(self, name, queue)
+
+    @property
+    def dead(self) -> DeadLetters:
+        """The messages that failed for the last time or were refused."""
+        return DeadLetters(self)
 
     def close(self) -> None:
         """Close the connections, but those of event loops. A later call opens new ones."""

@@ -6,9 +6,10 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from taskq.broker import commands, keys, queries, records
+from taskq.broker.commands import Command
 from taskq.broker.records import Record
 from taskq.client.drive import follow_async, follow_sync
-from taskq.client.snapshot import Snapshot, Subject, words_of
+from taskq.client.snapshot import MOST_WORDS, Snapshot, Subject, words_of
 from taskq.config import Seconds
 from taskq.errors import (
     Cancelled,
@@ -22,7 +23,7 @@ from taskq.errors import (
 )
 from taskq.model import outcome, serializers
 from taskq.model.outcome import Report
-from taskq.model.states import State
+from taskq.model.states import Cancellation, State
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
@@ -191,6 +192,25 @@ class Result(Generic[R_co]):
         command = commands.forget(self._base, self.wire_id)
         return await self.app.abroker().run(command) == "ok"
 
+    def cancel(self, reason: str | None = None, *, terminate: bool = False) -> Cancellation:
+        """Take the message back, and say what that did.
+
+        One that waits will not start; `get` raises `Cancelled` at once. One that runs is
+        told: a coroutine by `CancelledError`, a thread by the same as soon as it runs
+        Python code. If the task ends by itself before, its own outcome stands.
+
+        Args:
+            reason: for whoever waits; at most 500 characters of it are kept.
+            terminate: kill the process in which it runs. What else ran there runs again.
+
+        """
+        return Cancellation(self.app.broker.run(self._cancel(reason, terminate=terminate)))
+
+    async def acancel(self, reason: str | None = None, *, terminate: bool = False) -> Cancellation:
+        """Take the message back, and say what that did; as `cancel`, awaited."""
+        command = self._cancel(reason, terminate=terminate)
+        return Cancellation(await self.app.abroker().run(command))
+
     # What follows is for the waits in this package.
 
     def settle(self, raw: bytes | None) -> bool:
@@ -213,6 +233,13 @@ class Result(Generic[R_co]):
     def settled(self) -> bool:
         """Whether nothing more can come: the outcome was read, or its record is gone."""
         return self._record is not None or self._lost
+
+    def _cancel(self, reason: str | None, *, terminate: bool) -> Command[str]:
+        if reason is not None and not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance] - people pass anything
+            msg = f"reason must be a str, not {type(reason).__name__}"
+            raise TypeError(msg)
+        words = (reason or "")[:MOST_WORDS].encode(errors="backslashreplace")
+        return commands.cancel(self._base, self.wire_id, words, terminate=bool(terminate))
 
     @property
     def _base(self) -> str:
@@ -271,7 +298,7 @@ class Result(Generic[R_co]):
         if record.letter == b"k":
             return WorkerCrashed(f"{self.id} {words}")
         if record.letter == b"c":
-            return Cancelled(f"{self.id}: {words or 'cancelled'}")
+            return Cancelled(f"{self.id}: {words or 'cancelled'}", words)
         if record is records.UNREADABLE:
             return ResultTampered(f"{self.id}: what stands in its record is not of taskq")
         return MessageRefused(f"{self.id}: {words}")

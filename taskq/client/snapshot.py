@@ -15,6 +15,9 @@ from taskq.model.signing import Domain, Seal
 from taskq.model.states import State
 from taskq.model.words import printable
 
+# Characters of a reason.
+MOST_WORDS = 500
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -67,6 +70,8 @@ class Subject:
             note = "what stands in its record is not of taskq"
         if record.letter == b"r":
             note = "refused: " + words_of(record)
+        if record.letter == b"c":
+            note = "cancelled: " + (words_of(record) or "no reason was given")
         if record.letter in b"tk":
             note = words_of(record)
         source = report or envelope
@@ -115,8 +120,11 @@ class Subject:
 
 
 def words_of(record: Record) -> str:
-    """Return the words with which a message ended that has no report."""
-    return printable(record.tail[:2000].decode(errors="replace"))[:2000]
+    """Return the words with which a message ended that has no report.
+
+    Whoever can write to Redis can write them: they are cut, and drive no terminal.
+    """
+    return printable(record.tail[:2000].decode(errors="backslashreplace")[:MOST_WORDS])
 
 
 def _instant(ms: int | None) -> datetime | None:

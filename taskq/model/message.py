@@ -99,6 +99,16 @@ def _draw() -> str:
     return tails[0]
 
 
+def renewed_id(id: str, moment_ms: int) -> str:
+    """Return the id of a message sent in place of one that ended at that moment.
+
+    Always the same, so that it cannot be enqueued twice: a UUIDv8, ordered by time.
+    """
+    text = f"{id}\0{moment_ms}".encode()
+    digest = hashlib.blake2b(text, digest_size=16, person=b"taskq-renewed").hexdigest()
+    return f"{moment_ms:012x}8{digest[:3]}{_VARIANTS[digest[3]]}{digest[4:19]}"
+
+
 def check_name(name: object) -> str:
     """Return `name` if a message can be given it as its id."""
     if not isinstance(name, str) or not 1 <= len(name) <= 128 or not name.isprintable():

@@ -28,6 +28,19 @@ class State(StrEnum):
         return self in TERMINAL
 
 
+class Cancellation(StrEnum):
+    """What a call of `cancel` did."""
+
+    # The message waited, for its time or for a slot: it will not start (again).
+    CANCELLED = "cancelled"
+    # It runs. Its worker was told; how it ends, its outcome says.
+    TOLD = "told"
+    # It was over already.
+    OVER = "over"
+    # Redis does not know the id.
+    UNKNOWN = "unknown"
+
+
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
 
 TRANSITIONS: dict[State, frozenset[State]] = {
@@ -37,7 +50,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
         {State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED}
     ),
     # QUEUED: released or reclaimed, uncounted.
-    State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED}),
+    State.RUNNING: frozenset(
+        {State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED, State.CANCELLED}
+    ),
     # As of QUEUED.
     State.RETRYING: frozenset(
         {State.QUEUED, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED}
@@ -47,6 +62,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.CANCELLED: frozenset(),
     State.EXPIRED: frozenset(),
 }
+
+# The letters of those who become dead letters, and what people call that.
+DEATHS: dict[bytes, str] = {b"f": "failed", b"r": "refused", b"t": "timed out", b"k": "crashed"}
 
 # The first byte of a record in Redis. Lower case is terminal: the scripts test for it.
 LETTERS: dict[bytes, State] = {

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import msgspec
+
 from taskq.broker import keys
 from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
@@ -20,6 +22,15 @@ log = logging.getLogger("taskq.worker")
 # Well under redis-py's socket timeout of 5 s.
 BLOCK_SECONDS = 2
 _AWAY_SECONDS = 0.3
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """Why the bell's call returned."""
+
+    # The queue that was heard of; None where only this bell was woken.
+    queue: str | None
+    # Whether that queue wants something cancelled; else it may have work.
+    summons: bool = False
 
 
 class Bell:
@@ -39,19 +50,26 @@ class Bell:
         self.own_key = keys.wake(app, self._queues[0], child)
         # What the blocked call listens for; None while none is blocked.
         self.listening: str | None = None
+        self._heeded: dict[str, str] = {}
 
-    def lacks(self, kinds: str) -> bool:
-        """Whether a call is blocked that does not hear of all these kinds of slot."""
+    def lacks(self, kinds: str, members: dict[str, str]) -> bool:
+        """Whether a call is blocked that does not hear of all of this."""
         listening = self.listening
-        return listening is not None and any(kind not in listening for kind in kinds)
+        return listening is not None and (
+            any(kind not in listening for kind in kinds) or self._heeded != members
+        )
 
-    def listen(self, kinds: str) -> list[str] | None:
-        """Block until a bell rings; return its queue, nothing where only this bell was woken.
+    def listen(self, kinds: str, members: dict[str, str]) -> Heard | None:
+        """Block until a bell rings; None: time has passed, or Redis is away.
 
-        None: time has passed, or Redis is away.
+        Args:
+            kinds: of slot, those with room.
+            members: who this child is in each queue. By that it is called, whatever has
+                room, to cancel something.
+
         """
         try:
-            return self._block(kinds)
+            return self._block(kinds, members)
         except BrokerError as error:
             log.debug("the bell: %s", error)
             clock.sleep(_AWAY_SECONDS)
@@ -61,18 +79,19 @@ class Bell:
         """Close the connection. Nobody listens any more."""
         self._line.close()
 
-    def _block(self, kinds: str) -> list[str] | None:
+    def _block(self, kinds: str, members: dict[str, str]) -> Heard | None:
+        wakes = {keys.wake(self._app, queue, one): queue for queue, one in members.items()}
         bells = {
             keys.bell(self._app, queue, self._digest, kind): queue
             for queue in self._queues
             for kind in kinds
         }
-        self.listening = kinds
+        self.listening, self._heeded = kinds, members
         try:
-            reply = self._line.call("BLPOP", self.own_key, *bells, BLOCK_SECONDS)
+            reply = self._line.call("BLPOP", self.own_key, *wakes, *bells, BLOCK_SECONDS)
         finally:
             self.listening = None
         if reply is None:
             return None
-        queue = bells.get(reply[0].decode())
-        return [queue] if queue else []
+        key = reply[0].decode()
+        return Heard(wakes[key], summons=True) if key in wakes else Heard(bells.get(key))

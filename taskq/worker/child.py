@@ -100,6 +100,7 @@ class Child:
             tuple(queues), threads, coroutines, orders["name"], self._board, orders["alone"]
         )
         engine = Engine(app, plan)
+        engine.exchange.terminate = lambda order: self._tell_to_end(order.id)
         engine.exchange.enrolled = lambda: self._tell_members(engine)
         if orders["burst"]:
             engine.exchange.retrying = set()
@@ -140,6 +141,7 @@ class Child:
             "examined": self._examined,
             "allow_eviction": config.allow_eviction,
             "lease": config.lease,
+            "kept": [engine.kept.letters, engine.kept.age_ms],
             "max_crashes": config.max_crashes,
             "processes": config.processes,
             "shutdown_timeout": config.shutdown_timeout,
@@ -177,6 +179,8 @@ class Child:
     def _obey(self, engine: Engine, note: Note) -> None:
         if note["kind"] == "drain":
             self._drain(engine, note["seconds"])
+        elif note["kind"] == "cancel":
+            engine.hear()
         elif note["kind"] == "ping":
             # An engine that stands still is no better than a process that does.
             if clock.monotonic() - engine.exchange.turned_at < _TURN_SECONDS:
@@ -215,6 +219,10 @@ class Child:
         # A task's thread runs on: leaving in the usual way could wait for it.
         logging.shutdown()
         os._exit(0)
+
+    def _tell_to_end(self, id: str) -> None:
+        """Ask the supervisor to end this process: a message in it is to be terminated."""
+        self._channel.send({"kind": "terminate", "id": id})
 
     def _tell_members(self, engine: Engine) -> None:
         self._channel.send({"kind": "members", "members": engine.exchange.members()})

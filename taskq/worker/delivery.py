@@ -84,6 +84,13 @@ class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
             return records.with_attempt(self.record[1 : records.HEAD_BYTES])
         return self.claim.first_end
 
+    @property
+    def unstarted(self) -> bytes:
+        """The same where there was no attempt."""
+        if self.record:
+            return self.record[1 : records.HEAD_BYTES]
+        return records.fresh(self.claim.fence, self.claim.name)
+
     def parsed_record(self) -> Record:
         """Return the message's record."""
         claim = self.claim

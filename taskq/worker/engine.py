@@ -14,17 +14,20 @@ import logging
 import math
 import secrets
 import threading
+from asyncio import CancelledError
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from taskq.broker import keys
+from taskq.broker.commands import Kept
+from taskq.config import Config
 from taskq.errors import BrokerError
 from taskq.model import clock
 from taskq.worker.bell import Bell
 from taskq.worker.board import Board
-from taskq.worker.delivery import Done, take_back
+from taskq.worker.delivery import Delivery, Done, take_back
 from taskq.worker.exchange import GATHER_SECONDS, Exchange, Slots
 from taskq.worker.executor import START_SECONDS, Executor
 from taskq.worker.outbox import Outbox
@@ -89,7 +92,9 @@ class Engine:
         self._outbox = Outbox(self._ended)
         slots = Slots(plan.threads, plan.coroutines, alone=plan.alone)
         endpoint = app.access.endpoint
-        badge = Badge(plan.name, round(app.config.lease * 1000), known, self.digest)
+        self.kept = _kept(app.config)
+        lease_ms = round(app.config.lease * 1000)
+        badge = Badge(plan.name, lease_ms, known, self.digest, self.kept)
         self.exchange = Exchange(
             app.name, endpoint, plan.queues, badge, slots, self._outbox, self._board
         )
@@ -105,6 +110,7 @@ class Engine:
         slots.waiting = self._threads.buffer.__len__
         slots.put_threads = self._threads.put
         slots.put_coroutines = self._coroutines.put
+        slots.interrupt, slots.cancelled = self._interrupt, self._executor.cancelled
         slots.kept = lambda: self._coroutines.kept
         self._coroutines.freed = self._loop_freed
         self._tender = threading.Thread(target=self._tend, name="taskq-tender", daemon=True)
@@ -132,6 +138,11 @@ class Engine:
         self.phase = Phase.RUNNING
         self._attention.set()
         self._tender.start()
+
+    def hear(self) -> None:
+        """Ask soon what is to be cancelled."""
+        self.exchange.hear()
+        self._attention.set()
 
     def quiet(self) -> None:
         """Claim no more; give back what was claimed and did not start."""
@@ -234,10 +245,19 @@ class Engine:
 
     def _listen(self) -> None:
         """Wait for work, on the calling thread, and claim it."""
-        queues = self._bell.listen(self.exchange.open_kinds())
-        if self.phase is not Phase.STOPPED:
-            self.exchange.ask(queues)
-            self.exchange.lead()
+        heard = self._bell.listen(self.exchange.open_kinds(), self.exchange.members())
+        if self.phase is Phase.STOPPED:
+            return
+        if heard is not None and heard.summons:
+            self.exchange.hear(heard.queue)
+        else:
+            self.exchange.ask(None if heard is None else [heard.queue] if heard.queue else [])
+        self.exchange.lead()
+
+    def _interrupt(self, delivery: Delivery) -> None:
+        """Stop a message, if it has started. What a thread does in C goes on until that ends."""
+        pool = self._coroutines if delivery.kind == "c" else self._threads
+        pool.interrupt(delivery.key, CancelledError)
 
     def _coroutine_ended(self, done: Done) -> None:
         self._outbox.put(done, prompt=True)
@@ -247,7 +267,7 @@ class Engine:
         self._call_tender(0.0)
 
     def _after_turn(self) -> None:
-        if self._bell.lacks(self.exchange.open_kinds()):
+        if self._bell.lacks(self.exchange.open_kinds(), self.exchange.members()):
             self._kick_bell()
         due = self.exchange.next_turn()
         if self._waiting():
@@ -286,6 +306,10 @@ class Engine:
                 manager.__exit__(None, None, None)
         except Exception:
             log.exception("the lifespan failed on its way out")
+
+
+def _kept(config: Config) -> Kept:
+    return Kept(config.dead_letters, round(config.dead_letter_age * 1000))
 
 
 def _digest(kinds: dict[str, str]) -> str:

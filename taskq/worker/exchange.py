@@ -12,7 +12,8 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable
 
-from taskq.broker.commands import Exchanged, Finish, Room
+from taskq.broker import commands
+from taskq.broker.commands import Exchanged, Finish, Order, Room
 from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
@@ -29,6 +30,8 @@ log = logging.getLogger("taskq.worker")
 UNKNOWN_KEY_SECONDS = 30.0
 # A busy worker does not hear bells: it asks each queue so often of its own accord.
 ASK_SECONDS = 0.1
+# What must be cancelled and does not end is not looked for at each exchange.
+OBEY_SECONDS = 1.0
 # With so many messages to run, an exchange may be on its way meanwhile.
 AHEAD_LEAST = 16
 # How long an ended attempt may wait for company on its way to Redis.
@@ -50,6 +53,10 @@ class Slots:
         # Messages, and how many of them are quick.
         self.put_threads: Callable[[list[Delivery], int], None] = lambda _messages, _wake: None
         self.put_coroutines: Callable[[list[Delivery]], None] = lambda _messages: None
+        # Messages that are to be cancelled, with the reason; they are held until they end.
+        self.cancelled: dict[Delivery, bytes] = {}
+        # Stop one of them, if it has started.
+        self.interrupt: Callable[[Delivery], None] = lambda _message: None
 
 
 class Exchange:
@@ -72,6 +79,8 @@ class Exchange:
         self.after_turn: Callable[[], None] = lambda: None
         # Called when the child's id in a queue has changed.
         self.enrolled: Callable[[], None] = lambda: None
+        # Called for a message whose process is to be ended.
+        self.terminate: Callable[[Order], None] = lambda _order: None
         # How many messages were run to an end.
         self.ended = 0
         # When the last turn began, whether Redis answered or not.
@@ -103,6 +112,12 @@ class Exchange:
         for port in self.ports:
             if queues is None or port.queue in queues:
                 port.hungry, port.rung = True, queues is not None
+        self._asked = True
+
+    def hear(self, queue: str | None = None) -> None:
+        """Let the next turn ask what is to be cancelled, in a queue or in all."""
+        for port in self.ports:
+            port.summoned = port.summoned or queue in (None, port.queue)
         self._asked = True
 
     def lead(self) -> None:
@@ -215,6 +230,8 @@ class Exchange:
             self.enrolled()
         for finish, verdict in port.offer_strays(self._line):
             self._note(finish, verdict)
+        if port.summoned:
+            self._obey(port)
         room = self._room(port, now)
         if not port.unsent and not port.rung and (room.empty or not port.hungry):
             return
@@ -236,7 +253,30 @@ class Exchange:
                     self._note(finish, verdict)
             if reply.claimed:
                 self._hand_out(port, reply)
+            if reply.summoned and clock.monotonic() - port.obeyed_at > OBEY_SECONDS:
+                self._asked = port.summoned = True
         self._asked = self._asked or not port.enrolled
+
+    def _obey(self, port: Port) -> None:
+        """Cancel what the queue wants to have cancelled, as far as it has not ended."""
+        # First this: what comes while Redis answers may be missing in the answer.
+        port.summoned = False
+        try:
+            orders = self._line.run(commands.orders(port.base, port.worker))
+        except BrokerError:
+            port.summoned = True
+            raise
+        port.obeyed_at = clock.monotonic()
+        held = {one.field: one for one in self._held if one.claim.queue == port.queue}
+        for order in orders:
+            delivery = held.get(order.field)
+            if delivery is None:
+                continue
+            if delivery not in self._slots.cancelled:
+                self._slots.cancelled[delivery] = order.reason
+                self._slots.interrupt(delivery)
+            if order.terminate:
+                self.terminate(order)
 
     def _hand_out(self, port: Port, reply: Exchanged) -> None:
         """Put claimed messages on the books, and into the pools."""
@@ -294,6 +334,8 @@ class Exchange:
             if delivery not in self._held:
                 continue  # given back meanwhile
             self._held.remove(delivery)
+            if self._slots.cancelled:
+                self._slots.cancelled.pop(delivery, None)
             self._board.free(delivery.entry)
             self._used[delivery.kind] -= 1
             port = self._by_queue[delivery.claim.queue]

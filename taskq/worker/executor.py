@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ class Executor:
         self.state: Any = None
         # Set when all was given back: how an attempt ends is of no interest any more.
         self.closed = False
+        # Messages that are to be cancelled, with the reason. Filled by the exchange.
+        self.cancelled: dict[Delivery, bytes] = {}
 
     def run(self, delivery: Delivery, slot: Slot) -> Done:
         """Run one message on this thread."""
@@ -58,6 +61,8 @@ class Executor:
                 slot.current = delivery
                 if attempt.soft is not None:
                     alarm = self._limit(attempt, slot)
+                if self.cancelled:
+                    self._check(delivery)
                 value = attempt.task.fn(*args, **kwargs)
             finally:
                 # First this, then the look: an interrupt does it the other way round.
@@ -81,9 +86,11 @@ class Executor:
         alarm = None
         try:
             args, kwargs = self._arguments(attempt)
-            running = attempt.task.fn(*args, **kwargs)
             slot.current = delivery
             try:
+                if self.cancelled:
+                    self._check(delivery)
+                running = attempt.task.fn(*args, **kwargs)
                 if attempt.soft is not None:
                     alarm, running = self._limit(attempt, slot), slot.guard(running)
                 value = await running
@@ -112,6 +119,8 @@ class Executor:
         started, claim = clock.monotonic(), delivery.claim
         if started - claim.at > START_SECONDS:
             return self.release(delivery)
+        if self.cancelled and delivery in self.cancelled:
+            return self._call_off(delivery, delivery.unstarted)
         messages, results = self._seals.get(claim.queue) or self._make_seals(claim.queue)
         try:
             envelope = message.open_envelope(delivery.raw, messages)
@@ -206,6 +215,12 @@ class Executor:
             return self.release(attempt.delivery)
         if isinstance(end, SoftTimeLimitExceeded) and not end.args and attempt.soft is not None:
             end.args = (f"{attempt.task.name} ran into its timeout of {attempt.soft:g} s",)
+        if isinstance(end, CancelledError) and attempt.delivery in self.cancelled:
+            log.info(
+                "⊘ %s[%s] was cancelled", attempt.task.name, attempt.context.id,
+                extra=attempt.facts(),
+            )  # fmt: skip
+            return self._call_off(attempt.delivery, attempt.delivery.end)
         try:
             finish = self._finish(attempt, judge(attempt, end))
         except Exception as error:
@@ -225,6 +240,15 @@ class Executor:
         body = outcome.sign(end.report, attempt.seal, id_bytes + delivery.claim.name)
         kind, letter = ("s", b"s") if end.report.failure is None else ("f", b"f")
         return Finish(kind, delivery.field, letter + delivery.end + body, end.ttl_ms)
+
+    def _check(self, delivery: Delivery) -> None:
+        """Look once more, now that it can be interrupted: an order may have come before."""
+        if delivery in self.cancelled:
+            raise CancelledError
+
+    def _call_off(self, delivery: Delivery, head: bytes) -> Done:
+        record = b"c" + head + self.cancelled.get(delivery, b"")
+        return Done(delivery, Finish("c", delivery.field, record, NAMED_TTL_MS))
 
     def _refuse(self, delivery: Delivery, reason: str) -> Done:
         # Maintenance tells people, once a minute: whoever forges can forge many.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from taskq.broker import commands, keys, queries
-from taskq.broker.commands import Blame
+from taskq.broker.commands import DEFAULT_KEPT, Blame, Kept, Order
 from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
@@ -38,17 +38,21 @@ class Maintenance:
         lease: float,
         digest: str,
         members: Callable[[], Iterable[Member]],
+        kept: Kept = DEFAULT_KEPT,
         lost: Callable[[Member], None] = lambda _member: None,
         first: Callable[[], None] | None = None,
+        orders: Callable[[Member, list[Order]], None] = lambda _member, _orders: None,
     ) -> None:
         self._app = app
         self._queues = list(queues)
         self._lease_ms, self._tick = round(lease * 1000), lease / 3
-        self._digest = digest
+        self._digest, self._kept = digest, kept
         self._members = members
         self._lost = lost
         # Called once, when Redis is reached; again where it raises a `BrokerError`.
         self._first = first
+        # What a member is to cancel, which it may not have heard.
+        self._orders = orders
         self._line = Line(endpoint)
         self._wake = threading.Event()
         self._stopped = False
@@ -153,8 +157,11 @@ class Maintenance:
             command = commands.renew(
                 keys.base(self._app, queue), worker.encode(), self._lease_ms, self._digest
             )
-            if self._line.run(command) == "lost":
+            renewed = self._line.run(command)
+            if renewed.word == "lost":
                 self._lost((queue, worker))
+            elif renewed.orders:
+                self._orders((queue, worker), renewed.orders)
 
     def _reap(self) -> None:
         for queue in self._queues:
@@ -170,6 +177,7 @@ class Maintenance:
                 worker.encode(),
                 self._digest,
                 blames,
+                self._kept,
             )
             reply = self._line.run(command)
             left, self.suspects[queue] = reply.left, reply.suspects

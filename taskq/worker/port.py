@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias, cast
 
 from taskq.broker import commands, keys
-from taskq.broker.commands import Command, Exchanged, Finish, Room
+from taskq.broker.commands import DEFAULT_KEPT, Command, Exchanged, Finish, Kept, Room
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
@@ -40,6 +40,8 @@ class Badge:
     # Task → 't' (thread) or 'c' (coroutine), and the digest that names this set.
     kinds: dict[str, str]
     digest: str
+    # What is kept of messages that failed for good.
+    kept: Kept = DEFAULT_KEPT
 
 
 _Pending: TypeAlias = tuple[Command[Exchanged], Sequence[Finish]]
@@ -64,6 +66,9 @@ class Port:
         self.asked_at = 0.0
         self.paused_until = 0.0
         self.due_at = math.inf
+        # Whether something held is perhaps to be cancelled; when that was asked for last.
+        self.summoned = False
+        self.obeyed_at = 0.0
         self._seq = 0
         self._finishes: deque[Finish] = deque()
         # Sent and not answered: to be sent again before anything else.
@@ -173,7 +178,7 @@ class Port:
     ) -> Command[Exchanged]:
         badge = self._badge
         return commands.exchange(
-            self.base, worker, seq, badge.digest, badge.lease_ms, finishes, room
+            self.base, worker, seq, badge.digest, badge.lease_ms, finishes, room, badge.kept
         )
 
 

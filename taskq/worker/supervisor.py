@@ -11,7 +11,7 @@ import logging
 import selectors
 import sys
 
-from taskq.broker.commands import Blame
+from taskq.broker.commands import Blame, Kept, Order
 from taskq.broker.connection import Endpoint
 from taskq.model import clock
 from taskq.worker import gate, memory, zombies
@@ -142,21 +142,28 @@ class Supervisor:
                 self._files.watch(note["files"])
                 self._welcome(child, note)
                 self._relieve(child)
-            elif note["kind"] == "failed":
-                child.failed = note["reason"]
-            elif note["kind"] == "members":
-                child.members = note["members"]
-            elif note["kind"] == "retrying":
-                child.retrying = note["count"]
-            elif note["kind"] == "alive":
-                self._alive[child.number] = clock.monotonic() - note["ago"]
-            elif note["kind"] == "pong":
-                child.pinged_at, child.answered_at = None, clock.monotonic()
+            elif note["kind"] == "terminate":
+                self._terminate(child, note["id"])
             elif note["kind"] == "spent":
                 self._recycle(child, note["why"])
-            elif note["kind"] == "bye":
-                child.bye = True
+            else:
+                self._jot_down(child, note)
         return notes is not None
+
+    def _jot_down(self, child: ChildProcess, note: Note) -> None:
+        """Keep what a child tells of itself."""
+        if note["kind"] == "failed":
+            child.failed = note["reason"]
+        elif note["kind"] == "members":
+            child.members = note["members"]
+        elif note["kind"] == "retrying":
+            child.retrying = note["count"]
+        elif note["kind"] == "alive":
+            self._alive[child.number] = clock.monotonic() - note["ago"]
+        elif note["kind"] == "pong":
+            child.pinged_at, child.answered_at = None, clock.monotonic()
+        elif note["kind"] == "bye":
+            child.bye = True
 
     def _welcome(self, child: ChildProcess, hello: Note) -> None:
         """Take a child into service; the first has told what the app is."""
@@ -187,7 +194,9 @@ class Supervisor:
         )  # fmt: skip
         self._maintenance = Maintenance(
             hello["app"], endpoint, hello["queues"],
-            lease=hello["lease"], digest=hello["digest"], members=self._members, lost=self._lost,
+            lease=hello["lease"], digest=hello["digest"],
+            kept=Kept(*hello["kept"]), members=self._members, lost=self._lost,
+            orders=self._ordered,
             first=None if hello["examined"] else functools.partial(self._examine, endpoint, hello),
         )  # fmt: skip
         self._maintenance.start()
@@ -406,6 +415,21 @@ class Supervisor:
             if member in child.members.items():
                 log.error("child %d lost its lease and does not answer; replacing it", child.pid)
                 child.kill()
+
+    def _ordered(self, member: Member, orders: list[Order]) -> None:
+        """See to what is to be cancelled: a child that is kept busy in C hears nothing."""
+        for child in list(self._children):
+            if member not in child.members.items():
+                continue
+            for order in orders:
+                if order.terminate:
+                    self._terminate(child, order.id)
+            child.channel.send({"kind": "cancel"})
+
+    def _terminate(self, child: ChildProcess, id: str) -> None:
+        """End a child for the sake of one message; the others that it holds go back."""
+        log.warning("%s is to be terminated: killing child %d, which holds it", id, child.pid)
+        child.kill()
 
     def _retries(self) -> int:
         return sum(child.retrying for child in self._children) + (not self._children)

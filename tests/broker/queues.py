@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import pytest
 
 from taskq.broker import commands, keys, queries, records
-from taskq.broker.commands import Blame, Command, Exchanged, Finish, Outgoing, Room
+from taskq.broker.commands import Blame, Command, Exchanged, Finish, Order, Outgoing, Renewed, Room
 from taskq.broker.connection import Endpoint
+from taskq.broker.queries import Letter
 from taskq.broker.records import Record
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
@@ -118,6 +119,9 @@ class Queue:
         assert worker.enrol() == "ok"
         return worker
 
+    def cancel(self, id: str, reason: str = "", *, terminate: bool = False) -> str:
+        return self.run(commands.cancel(self.base, id, reason.encode(), terminate=terminate))
+
     def reclaim(self, worker: Worker | None = None, *blames: Blame) -> int:
         """Take back what one worker held, or all those whose lease ran out."""
         taken, left = 0, True
@@ -190,6 +194,15 @@ class Queue:
     def survey(self) -> queries.Survey:
         return self.run(queries.survey(self.base, self.name))
 
+    def letters(self) -> dict[str, Letter]:
+        """Return all dead letters, by the names they are kept under."""
+        found: dict[str, Letter] = {}
+        skip: int | None = 0
+        while skip is not None:
+            page, skip = self.run(queries.letters(self.base, 90 * DAY_MS, skip, 1000))
+            found |= {one.id.decode(): one for one in page}
+        return found
+
     def keys(self) -> list[str]:
         """Return the names of all keys of the queue, less what they all begin with."""
         found = self._driver.call("KEYS", self.base + "*")
@@ -242,6 +255,7 @@ class Worker:
         # Of a group of its own, so that its bells ring for it alone.
         self.digest = self.id[-12:].decode()
         self.seq = 0
+        self.kept = commands.DEFAULT_KEPT
         # id → the field of `running:<worker>` under which it was claimed.
         self.fields: dict[str, bytes] = {}
         self.last: Command[Exchanged]
@@ -252,12 +266,19 @@ class Worker:
         )
 
     def renew(self, lease_ms: int = LEASE_MS) -> str:
+        return self.renewed(lease_ms).word
+
+    def renewed(self, lease_ms: int = LEASE_MS) -> Renewed:
         return self.queue.run(commands.renew(self.queue.base, self.id, lease_ms, self.digest))
+
+    def orders(self) -> list[Order]:
+        return self.queue.run(commands.orders(self.queue.base, self.id))
 
     def command(self, seq: int, finishes: Sequence[Finish], room: Room) -> Command[Exchanged]:
         return commands.exchange(
-            self.queue.base, self.id, b"%010d" % seq, self.digest, LEASE_MS, finishes, room
-        )
+            self.queue.base, self.id, b"%010d" % seq, self.digest, LEASE_MS, finishes, room,
+            self.kept,
+        )  # fmt: skip
 
     def exchange(
         self,
@@ -308,6 +329,9 @@ class Worker:
 
     def retry(self, id: str, delay_ms: int = 0, history: bytes = b"history") -> Finish:
         return Finish("y", self.fields[id], history, delay_ms)
+
+    def cancelled(self, id: str, words: bytes = b"no more") -> Finish:
+        return Finish("c", self.fields[id], b"c" + self.head(id) + words, TTL_MS)
 
     def released(self, id: str) -> Finish:
         return Finish("b", self.fields[id])

@@ -9,12 +9,6 @@ from taskq.broker.queries import TaskSurvey
 from taskq.model.states import State
 from tests.broker.queues import ADD, MAIL, TTL_MS, Queue, Worker
 
-MANY_DEAD = """
-for i = 1, 10000 do
-  redis.call('ZADD', KEYS[1] .. 'dead', ARGV[1], 'old-' .. i)
-  redis.call('HSET', KEYS[1] .. 'dead:m', 'old-' .. i, 'old')
-end
-"""
 HISTORY = b"\x00a signed history\xff"
 
 
@@ -199,23 +193,9 @@ class TestRefusal:
         worker.claim()
         news = queue.listen(id)
         assert worker.finish(worker.refused(id, b"bad signature")) == "k"
-        assert queue.call("HGET", "dead:m", id) == b"0013bad signature008t.mail:3" + one.raw
-        assert queue.call("ZRANGE", "dead", 0, -1) == [id.encode()]
         record = queue.record(id)
+        letter = queue.letters()[id]
+        assert (letter.lane, letter.message, letter.record) == (one.lane, one.raw, record)
         assert (record.letter, record.state, record.tail) == (b"r", State.FAILED, b"bad signature")
         assert news() == queue.raw_record(id)
         assert queue.survey().counts == {"refused": 1}
-
-    def test_the_dead_are_at_most_ten_thousand(self, queue: Queue, worker: Worker, id: str) -> None:
-        queue.evaluate(MANY_DEAD, queue.now_ms)
-        worker.finish(worker.refused(id))
-        assert queue.call("ZCARD", "dead") == queue.call("HLEN", "dead:m") == 10_000
-        assert queue.call("HEXISTS", "dead:m", id) == 1
-
-    def test_they_are_kept_for_ninety_days(self, queue: Queue, worker: Worker, id: str) -> None:
-        old = queue.now_ms - 90 * 86_400_000 - 1
-        queue.call("ZADD", "dead", old, "old", queue.now_ms, "new")
-        queue.call("HSET", "dead:m", "old", b"old", "new", b"new")
-        worker.finish(worker.refused(id))
-        assert set(queue.call("HKEYS", "dead:m")) == {b"new", id.encode()}
-        assert set(queue.call("ZRANGE", "dead", 0, -1)) == {b"new", id.encode()}

@@ -22,7 +22,7 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
     """Return calls of each script, as the package makes them."""
     base, worker = queue.base, queue.worker()
     field = "f" * 32 + "0000000001"
-    finishes = [Finish(kind, field.encode(), b"payload", 60_000) for kind in "sfybr"]
+    finishes = [Finish(kind, field.encode(), b"payload", 60_000) for kind in "sfybrc"]
     one, late = queue.message(), queue.message(MAIL, name="order-42", expires_ms=1)
     later = [queue.message(task, due="+60000") for task in (ADD, MAIL)]
 
@@ -56,6 +56,21 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
         "survey": [queries.survey(base, "default")],
         "expire": [commands.expire(base, late.message.id)],
         "forget": [commands.forget(base, one.message.id)],
+        "letters": [
+            queries.letters(base, 60_000, 0, 10),
+            queries.letters(base, 60_000, 0, 10, b"f" * 32),
+        ],
+        "revive": [commands.revive(base, b"f" * 32, b"1", ADD, queue.message().raw)],
+        "discard": [
+            commands.discard(base, 0),
+            commands.discard(base, 0, ADD),
+            commands.discard(base, 0, ids=[b"f" * 32, b"e" * 32]),
+        ],
+        "cancel": [
+            commands.cancel(base, one.message.id, b"reason", terminate=False),
+            commands.cancel(base, "f" * 32, b"", terminate=True),
+        ],
+        "orders": [commands.orders(base, worker.id)],
         "purge": [commands.purge(base, "reason"), commands.purge(base, "reason", ADD)],
         "reclaim": [
             commands.reclaim(base, LEASE_MS, TICK_MS),

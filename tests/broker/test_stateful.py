@@ -62,6 +62,8 @@ class Known:
     history: bytes = b""
     # The record as it was when the message ended, less what a claim may still set.
     outcome: bytes | None = None
+    # Whether its holder is to cancel it.
+    asked: bool = False
     # Whether its bytes are still in a list although it is over.
     lingers: bool = False
 
@@ -85,6 +87,8 @@ class Model(RuleBasedStateMachine):
         # Each lane as the model has it, the next to be claimed first.
         self.lanes: dict[str, list[str]] = {}
         self.workers: list[Worker] = []
+        # What must be found among the dead letters.
+        self.buried: set[str] = set()
         # Workers whose lease is gone, with the ends that they still keep.
         self.ghosts: list[tuple[Worker, Finish, str]] = []
         for _ in range(3):
@@ -141,7 +145,7 @@ class Model(RuleBasedStateMachine):
         held = [id for id, one in self._in(RUNNING).items() if one.holder is worker]
         ended = data.draw(st.lists(st.sampled_from(held), unique=True, max_size=3))
         # A release goes to the front of its lane: newest first keeps the order.
-        ends = {id: data.draw(st.sampled_from("sfybr")) for id in reversed(ended)}
+        ends = {id: data.draw(st.sampled_from("sfybrc")) for id in reversed(ended)}
         finishes = [self._end(worker, id, end) for id, end in ends.items()]
         # It may also tell of a retry, lose its lease, and still have an outcome to tell.
         self.ghosts += [(worker, self._end(worker, id, "s"), id) for id in ends if ends[id] == "y"]
@@ -175,7 +179,7 @@ class Model(RuleBasedStateMachine):
     # What goes wrong.
 
     @precondition(lambda self: self._in(RUNNING))
-    @rule(data=st.data(), end=st.sampled_from("ssfybr"))
+    @rule(data=st.data(), end=st.sampled_from("ssfybrc"))
     def die(self, data: st.DataObject, end: str) -> None:
         """A worker is taken for dead; what it did meanwhile it will tell later."""
         reap = commands.reclaim(self.queue.base, LEASE_MS, TICK_MS)
@@ -186,7 +190,7 @@ class Model(RuleBasedStateMachine):
         assert self.queue.reclaim(gone) == len(held)
         newest_first = sorted(held, key=lambda id: (held[id].claim, id), reverse=True)
         for id in newest_first:
-            self._put_back(id)
+            self._ended(id, "b")
         self.workers.remove(gone)
         self.hire()
 
@@ -227,7 +231,9 @@ class Model(RuleBasedStateMachine):
             assert (reply.word, reply.claimed) == ("lost", [])
         in_time = one.claim == claim
         assert reply.verdicts == ("k" if in_time and one.where != RUNNING else "l")
-        if in_time and one.where in (QUEUED, SCHEDULED) and finish.kind in "sf":
+        if in_time and one.where in (QUEUED, SCHEDULED) and finish.kind in "sfc":
+            if finish.kind == "f" and one.where == SCHEDULED:
+                self.buried.add(id)
             self._over(id, lingers=one.where == QUEUED)
 
     @precondition(lambda self: len(self._in(QUEUED)) + len(self._in(SCHEDULED)) > 10)
@@ -250,6 +256,28 @@ class Model(RuleBasedStateMachine):
                 waiting.clear()
         for id in expected:
             self._over(id)
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data(), reason=st.sampled_from(["", "why"]), terminate=st.booleans())
+    def cancel(self, data: st.DataObject, reason: str, *, terminate: bool) -> None:
+        one = self._pick(data, self.known)
+        id = one.outgoing.message.id
+        words = (one.outcome or b"")[98:]
+        same = (one.outcome or b"").startswith(b"c") and words == reason.encode()
+        waits = one.where in (QUEUED, SCHEDULED)
+        expected = "told" if one.where == RUNNING else "cancelled" if waits or same else "over"
+        assert self.queue.cancel(id, reason, terminate=terminate) == expected
+        if one.where == RUNNING:
+            one.asked = True
+        elif waits:
+            self._over(id, lingers=one.where == QUEUED)
+        assert self.queue.cancel(id, reason, terminate=terminate) == expected
+
+    @rule(worker=st.integers(0, 2))
+    def ask_for_orders(self, worker: int) -> None:
+        one = self.workers[worker]
+        told = {order.id for order in one.orders()}
+        assert told == {id for id, it in self._in(RUNNING).items() if it.holder is one and it.asked}
 
     @precondition(lambda self: self.known)
     @rule(data=st.data())
@@ -286,6 +314,7 @@ class Model(RuleBasedStateMachine):
         for id, one in self.known.items():
             self._check(one, audit.places.get(id, []), *audit.records[id])
         assert set(audit.records) == set(self.known)
+        assert {id.decode() for id in audit.keys.get("dead", [])[::2]} == self.buried
 
     @invariant()
     def the_survey_adds_up(self) -> None:
@@ -358,6 +387,8 @@ class Model(RuleBasedStateMachine):
             self.known[promoted].where = QUEUED
             self._lane(self.known[promoted].outgoing).append(promoted)
         self._take(worker, reply, threads, coroutines)
+        held = [one for one in self._in(RUNNING).values() if one.holder is worker]
+        assert reply.summoned or not any(one.asked for one in held)
         return reply
 
     def _take(self, worker: Worker, reply: Exchanged, threads: int, coroutines: int) -> None:
@@ -379,6 +410,7 @@ class Model(RuleBasedStateMachine):
             fence = int(head[41:57]) if head[1:] else reply.now_us
             assert fence > one.fence
             one.where, one.holder, one.claim = RUNNING, worker, (worker.id, worker.seq)
+            one.asked = False
             one.claims, one.fence = one.claims + 1, fence
         for name in self.lanes:
             self._drop_at_the_front(name)
@@ -397,6 +429,8 @@ class Model(RuleBasedStateMachine):
     def _dropped(self, id: str) -> None:
         one = self.known[id]
         assert one.expired or one.lingers, f"{id} was dropped alive"
+        if one.lingers and (one.outcome or b"").startswith(b"f"):
+            self.buried.add(id)
         one.lingers = False
         if one.where == QUEUED:
             self._over(id)
@@ -404,16 +438,21 @@ class Model(RuleBasedStateMachine):
     def _end(self, worker: Worker, id: str, end: str) -> Finish:
         build = {
             "s": worker.succeeded, "f": worker.failed, "b": worker.released, "r": worker.refused,
+            "c": worker.cancelled,
         }  # fmt: skip
         return worker.retry(id, 3_600_000) if end == "y" else build[end](id)
 
     def _ended(self, id: str, end: str) -> None:
         one = self.known[id]
-        if end == "b":
+        if end in "by" and one.asked:  # its holder does not want it, and nobody else may
+            self._over(id)
+        elif end == "b":
             self._put_back(id)
         elif end == "y":
             one.where, one.holder, one.attempts = SCHEDULED, None, one.attempts + 1
         else:
+            if end in "fr":
+                self.buried.add(id)
             self._over(id)
 
     def _put_back(self, id: str) -> None:

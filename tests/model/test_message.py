@@ -250,6 +250,17 @@ class TestIds:
     def test_no_two_are_the_same(self) -> None:
         assert len({message.new_id(clock.now_ms()) for _ in range(10_000)}) == 10_000
 
+    def test_a_renewed_one_follows_from_the_earlier_and_the_moment(self) -> None:
+        """So what is sent twice in its place is sent once."""
+        first = message.renewed_id(ID, 1_700_000_000_000)
+        one = uuid.UUID(first)
+        assert first == message.renewed_id(ID, 1_700_000_000_000)
+        assert message.WIRE_ID.fullmatch(first)
+        assert (one.version, one.variant) == (8, uuid.RFC_4122)
+        assert one.int >> 80 == 1_700_000_000_000
+        others = {message.renewed_id(ID, 1_700_000_000_001), message.renewed_id(first, 1)}
+        assert first not in others
+
     def test_a_name_has_one_id_in_each_app(self) -> None:
         assert message.id_of("shop", "order-42") == message.id_of("shop", "order-42")
         assert message.id_of("shop", "order-42") != message.id_of("shop", "order-43")

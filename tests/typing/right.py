@@ -14,7 +14,10 @@ from tenacity import (
 )
 
 from taskq import (
+    Cancellation,
+    Cancelled,
     Context,
+    DeadLetter,
     Result,
     Retry,
     RetryPolicy,
@@ -197,6 +200,24 @@ async def waits() -> None:
     async for result in as_completed(results):
         assert_type(result, Result[bytes])
         assert_type(await result, bytes)
+
+
+async def cancelling() -> None:
+    assert_type(add.delay(1).cancel(), Cancellation)
+    assert_type(add.delay(1).cancel("why", terminate=True), Cancellation)
+    assert_type(await fetch.delay("url").acancel(reason="why"), Cancellation)
+    assert_type(Cancelled("text", "why").reason, str)
+
+
+async def dead_letters() -> None:
+    assert_type(app.dead.list(queue="low", task="add", limit=5), list[DeadLetter])
+    assert_type(await app.dead.alist(), list[DeadLetter])
+    assert_type(app.dead.get("id"), DeadLetter)
+    assert_type((await app.dead.aget("id")).reason, str)
+    assert_type(app.dead.retry("id").id, str)
+    assert_type((await app.dead.aretry("id")).id, str)
+    assert_type(app.dead.purge("id", queue="low"), int)
+    assert_type(await app.dead.apurge(task="add"), int)
 
 
 async def closing() -> None:

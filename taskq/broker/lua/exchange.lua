@@ -1,22 +1,25 @@
 -- exchange: end attempts and claim messages, in one call. A repeat gets the same reply.
 -- KEYS  base
--- ARGV  worker seq digest lease_ms publish threads coroutines lots (kind number count (field payload)*count)*lots (task cap)*
+-- ARGV  worker seq digest lease_ms publish threads coroutines letters letter_age_ms lots (kind number count (field payload)*count)*lots (task cap)*
 -- Returns {word now_us next_due more verdicts (record message)*}    word: 'ok' | 'lost' | 'stale'
--- use: core clock records lanes scheduled dead running
+-- use: core clock counts records lanes scheduled dead cancels running
 --
+-- more      kinds of slot for which work is left; 'x': the worker is to ask for its `orders`
 -- lots      ends of attempts, of one kind and number each:
 --           's', 'f' payload is the terminal record, number its TTL in ms
 --           'y' retry: payload is the history, number the delay in ms
 --           'b' release: back to where it came from, uncounted
---           'r' refused: payload is the terminal record, number its TTL in ms
+--           'r' refused, 'c' cancelled: as 's'
 -- field     id(32) and claim number(10), as in `running:<worker>`
 -- verdicts  one letter a finish: 'k' recorded, 'l' the claim was lost
 -- threads, coroutines  free slots; cap: how many messages of a task may come beyond them
+-- letters, letter_age_ms  how many dead letters are kept, and for how long
 -- record    't', 'c' or 'q' (a thread's, of a task with a cap); and the record, unless this
 --           is the message's first claim
 local worker, seq, digest, lease = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local publish = ARGV[5]
 local room = {t = tonumber(ARGV[6]), c = tonumber(ARGV[7])}
+local letters, letter_age = tonumber(ARGV[8]), tonumber(ARGV[9])
 local running = base .. 'running:' .. worker
 
 -- What the last exchange was, and what it was answered: seq(10) due(13) more ';' verdicts
@@ -29,13 +32,15 @@ local function finish_late(kind, id, claim, payload, ttl)
   if not record or #record < HEAD or claim_of(record) ~= claim then return 'l' end
   local state = sub(record, 1, 1)
   if state == 'R' then return 'l' end
-  if is_terminal(record) or (kind ~= 's' and kind ~= 'f') then return 'k' end
+  if is_terminal(record) or kind == 'y' or kind == 'b' or kind == 'r' then return 'k' end
   -- Taken back and not handed out since: the work is done, so let it count.
   if is_waiting(record) then
+    local lane, _, message = parts_of(record)
     unschedule(id, record)
+    if kind == 'f' then bury(id, lane, message, payload, letters, letter_age) end
     save_terminal(id, payload, ttl)
   else
-    -- Its bytes are still in a list: the claim that meets them sets the TTL.
+    -- Its bytes are still in a list: the claim that meets them sets the TTL, and buries them.
     save_terminal(id, payload)
   end
   announce(publish, id, payload)
@@ -50,8 +55,8 @@ local function watch_anew(id, lane)
   end
 end
 
--- Whether all claims that end with an outcome held. They were let go of in one call; where
--- one did not hold, the records tell which.
+-- Whether all claims that end in success held. They were let go of in one call; where one
+-- did not hold, the records tell which.
 local all_held
 
 local function held(id, claim)
@@ -59,9 +64,38 @@ local function held(id, claim)
   return record and sub(record, 1, 1) == 'R' and claim_of(record) == claim
 end
 
+-- The last failure: unlike a success it needs the message, for its dead letter.
+local function fail(id, field, payload, ttl)
+  local claim, key = worker .. sub(field, 33), running
+  local value = call('HGET', key, field)
+  if not value then
+    if not held(id, claim) then return finish_late('f', id, claim, payload, ttl) end
+    -- It may be among what is being taken back at this moment.
+    key = base .. 'orphans:' .. worker
+    value = call('HGET', key, field)
+  end
+  call('HDEL', key, field)
+  if value then
+    local lane, message = unpack_claimed(value)
+    bury(id, lane, message, payload, letters, letter_age)
+  end
+  save_terminal(id, payload, ttl)
+  announce(publish, id, payload)
+  return 'k'
+end
+
+-- The head of the record of a message one attempt at which has ended, and is to be made anew.
+local function attempted(record)
+  local counters = counters_of(record)
+  -- It ended as tasks do: it is no suspect any more.
+  return 'Y' .. label_of(record) .. counted(sub(counters, 1, 6)) .. sub(counters, 7, 9) .. '000'
+    .. sub(counters, 13)
+end
+
 local function finish(kind, field, payload, number)
   local id = sub(field, 1, 32)
-  if kind == 's' or kind == 'f' then
+  if kind == 'f' then return fail(id, field, payload, number) end
+  if kind == 's' then
     local claim = worker .. sub(field, 33)
     if not all_held then
       if not held(id, claim) then return finish_late(kind, id, claim, payload, number) end
@@ -73,22 +107,27 @@ local function finish(kind, field, payload, number)
     return 'k'
   end
   local value = call('HGET', running, field)
-  if not value then return finish_late(kind, id, worker .. sub(field, 33)) end
+  if not value then return finish_late(kind, id, worker .. sub(field, 33), payload, number) end
   call('HDEL', running, field)
   local lane, message = unpack_claimed(value)
   local record = call('GET', base .. 'm:' .. id) or ('R' .. NO_LABEL .. UNCLAIMED)
-  if kind == 'b' then
+  local order = (kind == 'b' or kind == 'y') and order_for(worker, field)
+  if order then
+    if kind == 'y' then record = attempted(record) end
+    call_off(publish, worker, id, record, order)
+  elseif kind == 'b' then
     call('SET', base .. 'm:' .. id, queued(label_of(record), counters_of(record), history_of(record)))
     put_back(lane, message)
   elseif kind == 'y' then
-    local counters = counters_of(record)
-    local attempts = counted(sub(counters, 1, 6))
-    -- It ended as tasks do: it is no suspect any more.
-    local head = 'Y' .. label_of(record) .. attempts .. sub(counters, 7, 9) .. '000' .. sub(counters, 13)
-    wait_until(id, now + tonumber(number), head, cleared(lane), payload, message)
+    wait_until(id, now + tonumber(number), attempted(record), cleared(lane), payload, message)
     watch_anew(id, cleared(lane))
   else
-    set_aside(id, cleared(lane), message, history_of(payload))
+    if kind == 'r' then
+      bury(id, lane, message, payload, letters, letter_age)
+      count('refused')
+    else
+      call('HDEL', base .. 'cancels:' .. worker, id)
+    end
     save_terminal(id, payload, number)
     announce(publish, id, payload)
   end
@@ -96,16 +135,16 @@ local function finish(kind, field, payload, number)
 end
 
 -- A number that Redis would refuse must be refused before the first write.
-local at, lots, ending = 9, {}, {}
-local least = {s = 1, f = 1, r = 1, y = 0, b = 0}
-for n = 1, tonumber(ARGV[8]) do
+local at, lots, ending = 11, {}, {}
+local least = {s = 1, f = 1, r = 1, c = 1, y = 0, b = 0}
+for n = 1, tonumber(ARGV[10]) do
   local kind, number, first = ARGV[at], ARGV[at + 1], at + 3
   at = first + 2 * tonumber(ARGV[at + 2])
   if (tonumber(number) or -1) < least[kind] then
     return redis.error_reply('ERR invalid expire time or delay')
   end
   lots[n] = {kind = kind, number = number, first = first, last = at - 1}
-  if kind == 's' or kind == 'f' then
+  if kind == 's' then
     for i = first, at - 1, 2 do ending[#ending + 1] = ARGV[i] end
   end
 end
@@ -151,6 +190,7 @@ if tonumber(expiry) < now + 0.8 * lease then
 end
 
 local out = {'ok', digits(now_us), '', '', verdicts}
+local to_cancel = call('EXISTS', base .. 'cancels:' .. worker) == 1 and 'x' or ''
 if repeated then
   local held, claimed = call('HGETALL', running), {}
   for i = 1, #held, 2 do
@@ -167,6 +207,7 @@ if repeated then
     out[#out + 1] = message
   end
   out[3], out[4] = string.match(last, '^..........(%d*)(%a*);')
+  out[4] = out[4] .. to_cancel
   return out
 end
 
@@ -206,7 +247,9 @@ local function is_to_run(lane, id, message, known)
   if not is_ours(id, message) then
     local reason = 'not a taskq message'
     raw = raw + 1
-    set_aside('raw-' .. digits(now_us) .. '-' .. raw, lane, message, reason)
+    local name = 'raw-' .. digits(now_us) .. '-' .. raw
+    bury(name, lane, message, 'r' .. NO_LABEL .. UNCLAIMED .. reason, letters, letter_age)
+    count('refused')
     -- Whoever waits for the message whose id these bytes bear, need not.
     if known and sub(known, 1, 1) == 'Q' then resolve(publish, id, 'r', known, reason, DAY) end
     return false
@@ -214,7 +257,7 @@ local function is_to_run(lane, id, message, known)
   if taken[id] then return false end
   if known and sub(known, 1, 1) ~= 'Q' then
     -- Resolved while it was queued; or a copy of a message that is somewhere else.
-    if is_terminal(known) then call('PEXPIRE', base .. 'm:' .. id, DAY) end
+    if is_terminal(known) then met(id, lane, message, known, letters, letter_age) end
     return false
   end
   local expires = sub(message, 45, 57)
@@ -358,4 +401,5 @@ if due and (due <= now or room.t + room.c > 0) then
   end
 end
 call('HSET', base .. 'seqs', worker, seq .. out[3] .. out[4] .. ';' .. verdicts)
+out[4] = out[4] .. to_cancel
 return out

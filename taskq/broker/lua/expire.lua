@@ -2,7 +2,7 @@
 -- KEYS  base
 -- ARGV  publish id
 -- Returns 'ok' | 'no'    (no: it started, has no expiry, or its time has not come)
--- use: core clock records lanes scheduled dead
+-- use: core clock counts records lanes scheduled
 local publish, id = ARGV[1], ARGV[2]
 call('HDEL', base .. 'seqs', '')
 local record = call('GET', base .. 'm:' .. id)

@@ -1,8 +1,8 @@
 -- reclaim: take back the messages of a dead child, or of all whose lease ran out.
 -- KEYS  base
--- ARGV  lease_ms tick_ms publish worker digest (blame field budget reason)*    worker: '' for all that expired
+-- ARGV  lease_ms tick_ms publish worker digest letters letter_age_ms (blame field budget reason)*    worker: '' for all that expired
 -- Returns {taken left suspects}    left: '1' if a further call is needed
--- use: core clock records lanes scheduled dead running
+-- use: core clock records lanes scheduled dead cancels running
 --
 -- blame     what the death of the worker has to do with a message that it ran:
 --           'k' caused it: one crash more; at `budget` crashes the message is over
@@ -15,6 +15,7 @@
 -- known but that its lease ran out. From two on, and after a crash, a message is handed out
 -- alone: then the next death has one cause, or another one.
 local lease, tick, publish, target = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local letters, letter_age = tonumber(ARGV[6]), tonumber(ARGV[7])
 local ALONE_FROM = 2
 -- Nothing is charged for the loss of a whole host. But none may go on losing hosts for ever.
 local LOST_MOST = 20
@@ -40,7 +41,10 @@ local function disown(worker, points)
   call('HDEL', base .. 'seqs', worker)
   if call('GET', base .. 'timer') == worker then call('DEL', base .. 'timer') end
   local running, orphans = base .. 'running:' .. worker, base .. 'orphans:' .. worker
-  if call('EXISTS', running) == 0 then return end
+  if call('EXISTS', running) == 0 then
+    if call('EXISTS', orphans) == 0 then call('DEL', base .. 'cancels:' .. worker) end
+    return
+  end
   -- Not all may be back that it held when it was taken for dead before.
   for _, field in ipairs(call('EXISTS', orphans) == 1 and call('HKEYS', running) or {}) do
     call('HSET', orphans, field, call('HGET', running, field))
@@ -86,8 +90,8 @@ end
 
 -- The message is over, by these words; people find it among the dead letters.
 local function give_up(letter, id, lane, message, record, words)
-  set_aside(id, cleared(lane), message, words)
   resolve(publish, id, letter, record, words, DAY)
+  bury(id, lane, message, call('GET', base .. 'm:' .. id), letters, letter_age)
 end
 
 -- Queue a message again, with `points` more of suspicion, after `delay` ms.
@@ -123,7 +127,7 @@ local function judge(id, lane, message, record, blame)
 end
 
 local blames, taken = {}, 0
-for i = 6, #ARGV, 4 do
+for i = 8, #ARGV, 4 do
   blames[ARGV[i + 1]] = {letter = ARGV[i], budget = tonumber(ARGV[i + 2]), reason = ARGV[i + 3]}
 end
 
@@ -134,6 +138,8 @@ local function settle(worker, points, field, value)
     call('PEXPIRE', base .. 'm:' .. id, DAY)
     return
   end
+  local order = order_for(worker, field)
+  if order then return call_off(publish, worker, id, record, order) end
   local lane, message = unpack_claimed(value)
   if worker == target and blames[field] then
     judge(id, lane, message, record, blames[field])
@@ -154,6 +160,7 @@ local function drain()
       taken = taken + 1
     end
     call('ZREM', base .. 'orphans', worker)
+    call('DEL', base .. 'cancels:' .. worker)
   end
   return ''
 end

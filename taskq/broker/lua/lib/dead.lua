@@ -1,25 +1,31 @@
--- What was set aside for people to look at. Needs core and clock.
-local DEAD_MOST, DEAD_AGE = 10000, 90 * DAY
-
-local function count(what)
-  call('HINCRBY', base .. 'counts', what, 1)
-  call('PEXPIRE', base .. 'counts', DEAD_AGE)
-end
-
+-- Dead letters: what ended badly, kept for people. Needs core, clock and lanes.
+-- A letter is `<length of lane(3)><lane><length of record(8)><record><message>`. Its record is
+-- the terminal one, so the report in it can be verified for as long as the letter lives.
 local function forget_dead(ids)
   if #ids == 0 then return end
   call('ZREM', base .. 'dead', unpack(ids))
   call('HDEL', base .. 'dead:m', unpack(ids))
 end
 
--- Keep the bytes under `id`, with the reason, as `<length of reason><reason><lane>:<bytes>`.
-local function set_aside(id, lane, message, reason)
+-- The older of two deaths under one id gives way. `most` letters are kept, for `age` ms.
+local function bury(id, lane, message, record, most, age)
+  lane = cleared(lane)
   call('ZADD', base .. 'dead', digits(now), id)
   call('HSET', base .. 'dead:m', id,
-    string.format('%04d', #reason) .. reason .. string.format('%03d', #lane) .. lane .. message)
-  forget_dead(call('ZRANGEBYSCORE', base .. 'dead', '-inf', digits(now - DEAD_AGE), 'LIMIT', 0, 100))
-  forget_dead(call('ZRANGE', base .. 'dead', 0, -DEAD_MOST - 1))
-  call('PEXPIRE', base .. 'dead', DEAD_AGE)
-  call('PEXPIRE', base .. 'dead:m', DEAD_AGE)
-  count('refused')
+    string.format('%03d', #lane) .. lane .. string.format('%08d', #record) .. record .. message)
+  forget_dead(call('ZRANGEBYSCORE', base .. 'dead', '-inf', digits(now - age), 'LIMIT', 0, 1000))
+  local excess = call('ZCARD', base .. 'dead') - most
+  -- More than one where the setting was lowered; the rest go with the next burials.
+  if excess > 0 then forget_dead(call('ZRANGE', base .. 'dead', 0, math.min(excess, 1000) - 1)) end
+  call('PEXPIRE', base .. 'dead', age)
+  call('PEXPIRE', base .. 'dead:m', age)
+end
+
+-- The bytes of a message are met that ended while they lay in a list.
+local function met(id, lane, message, record, most, age)
+  local key = base .. 'm:' .. id
+  if sub(record, 1, 1) == 'f' and call('PTTL', key) == -1 then
+    bury(id, lane, message, record, most, age)
+  end
+  call('PEXPIRE', key, DAY)
 end

@@ -1,0 +1,43 @@
+-- cancel: take a message back: at once where it waits, by its worker where it runs.
+-- KEYS  base
+-- ARGV  publish id reason terminate    terminate: 't' or '-'
+-- Returns 'cancelled' | 'told' | 'over' | 'unknown'
+-- use: core clock records lanes scheduled
+local publish, id, reason, terminate = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+call('HDEL', base .. 'seqs', '')
+local record = call('GET', base .. 'm:' .. id)
+if not record then return 'unknown' end
+if is_terminal(record) then
+  -- The reply to the first call may have been lost.
+  return sub(record, 1, 1) == 'c' and history_of(record) == reason and 'cancelled' or 'over'
+end
+if is_waiting(record) then
+  unschedule(id, record)
+  resolve(publish, id, 'c', record, reason, DAY)
+  return 'cancelled'
+end
+if sub(record, 1, 1) == 'Q' then
+  -- Its bytes are still in a list: the claim that meets them sets the TTL.
+  resolve(publish, id, 'c', record, reason)
+  return 'cancelled'
+end
+
+local worker, seq = sub(record, 57, 88), sub(record, 89, 98)
+local field = id .. seq
+if call('HEXISTS', base .. 'running:' .. worker, field) == 0
+  and call('HEXISTS', base .. 'orphans:' .. worker, field) == 0 then
+  -- Redis lost its bytes: nobody runs it, nor ever will.
+  resolve(publish, id, 'c', record, reason, DAY)
+  return 'cancelled'
+end
+local key, wake = base .. 'cancels:' .. worker, base .. 'wake:' .. worker
+local earlier = call('HGET', key, id)
+-- A second call may ask for more than the first, not for less; the first reason stays.
+if not earlier or sub(earlier, 1, 10) ~= seq then
+  call('HSET', key, id, seq .. terminate .. reason)
+elseif terminate == 't' then
+  call('HSET', key, id, seq .. terminate .. sub(earlier, 12))
+end
+if call('LLEN', wake) == 0 then call('LPUSH', wake, '1') end
+call('PEXPIRE', wake, 60000)
+return 'told'
