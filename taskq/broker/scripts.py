@@ -1,6 +1,7 @@
 """The Lua scripts: their text, their header contracts and their SHA.
 
-A script names the pieces of `lua/lib/` that it uses; its text is those and its own.
+A script names the pieces of `lua/lib/` that it uses; its text is those and its own. A line
+`-- here: <piece>` stands for a piece of the script itself, with its locals.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def load(name: str) -> Script:
     parts = [source(f"lib/{piece}") for piece in _LIBRARY_ORDER if piece in wanted]
     # A chunk of its own for each piece would cost a function call; `do` blocks would hide
     # the locals. So the pieces are joined as they are.
+    own = re.sub(
+        r"^-- here: (\w+)$", lambda here: source(f"lib/{here[1]}"), own, flags=re.MULTILINE
+    )
     text = "\n".join([*parts, own])
     return Script(
         name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest().encode()
