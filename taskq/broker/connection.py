@@ -95,11 +95,11 @@ class Endpoint:
 
     def connection(self) -> Any:
         """Return a new blocking connection, not yet open."""
-        return self._pools[0].make_connection()
+        return _make(self._pools[0])
 
     def aconnection(self) -> Any:
         """Return a new asyncio connection, not yet open."""
-        return self._pools[1].make_connection()
+        return _make(self._pools[1])
 
     def _network_pools(self) -> tuple[Any, Any]:
         # One socket option set for both; RESP2 gives the same reply shapes everywhere.
@@ -136,6 +136,11 @@ class Endpoint:
             fakeredis.FakeRedis(server=server, protocol=2).connection_pool,
             fakeredis.FakeAsyncRedis(server=server, protocol=2).connection_pool,
         )
+
+
+def _make(pool: Any) -> Any:
+    # Not `make_connection`: it counts, and refuses after 100 connections, closed or not.
+    return pool.connection_class(**pool.connection_kwargs)
 
 
 def _split(url: str) -> SplitResult:
