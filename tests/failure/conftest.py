@@ -1,15 +1,21 @@
-"""Servers that a test may kill, and workers as users start them."""
+"""Stages for scenarios, servers that a test may kill, and workers as users start them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Shell
+from tests.failure.scene import Scene
+from tests.failure.topology import TOPOLOGIES
 from tests.servers import Server
+
+NewScene = Callable[..., Scene]
 
 
 @pytest.fixture
@@ -31,3 +37,38 @@ def app(shell: Shell) -> Iterator[Any]:
     made = shell.app()
     yield made
     made.close()
+
+
+@pytest.fixture
+def seed() -> int:
+    """What a scenario's chances follow from; `FAILURE_SEED` repeats an earlier one."""
+    chosen = int(os.environ.get("FAILURE_SEED") or random.randrange(1 << 32))
+    print(f"FAILURE_SEED={chosen}")  # pytest shows it where the test fails
+    return chosen
+
+
+@pytest.fixture(params=list(TOPOLOGIES))
+def topology(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def new_scene(topology: str, tmp_path: Path) -> Iterator[NewScene]:
+    """Make stages: `proxied=True` puts a failing line before each server."""
+    made: list[Scene] = []
+
+    def new_scene(*, proxied: bool = False, **options: str | int) -> Scene:
+        folder = tmp_path / f"scene-{len(made)}"
+        folder.mkdir()
+        made.append(Scene(folder, TOPOLOGIES[topology](proxied=proxied, **options)))
+        return made[-1]
+
+    yield new_scene
+    for scene in made:
+        scene.close()
+        scene.topology.close()
+
+
+@pytest.fixture
+def scene(new_scene: NewScene) -> Scene:
+    return new_scene()
