@@ -1,5 +1,7 @@
 """Deaths at a chosen instruction: a process kills itself around a call of a script.
 
+And clocks that are wrong, of one process at a time.
+
 No line of taskq knows of it. A test writes a `sitecustomize.py` that calls `install`, in a
 folder on PYTHONPATH; it wraps the one seam through which every script call goes.
 """
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "FAILPOINTS"
+SKEW = "CLOCK_SKEW"
 SITECUSTOMIZE = """\
 from tests.failure import failpoints
 failpoints.install()
@@ -72,6 +75,10 @@ def prepare(folder: Path) -> Path:
 
 def install() -> None:
     """Wrap the seam in this process, if it is told of points for its kind."""
+    if skew := float(os.environ.get(SKEW, "0")):
+        right, right_ns = time.time, time.time_ns
+        time.time = lambda: right() + skew
+        time.time_ns = lambda: right_ns() + round(skew * 1e9)
     me = _who()
     given = [Point(**one) for one in json.loads(os.environ.get(VARIABLE, "[]"))]
     points = [point for point in given if point.who == me]

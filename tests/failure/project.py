@@ -11,7 +11,7 @@ from typing import Any
 
 from tenacity import wait_fixed
 
-from taskq import Context, RetryPolicy, TaskQ
+from taskq import Context, Retry, RetryPolicy, TaskQ
 from tests.failure.ledger import Ledger
 
 app = TaskQ(os.environ["PROJECT"])
@@ -50,12 +50,17 @@ async def awork(ctx: Context, value: Any, seconds: float) -> Any:
 
 
 @app.task(name="proj.hold", bind=True)
-def hold(ctx: Context, folder: str) -> list[int]:
-    """End when the file `go` is there."""
+def hold(ctx: Context, folder: str, first: str = "succeed") -> list[int]:
+    """End when the file `go` is there; `first`: in which way, where it is the first run."""
     with ledger.run(ctx):
         Path(folder, f"started-{ctx.id}-{ctx.delivery}").touch()
         while not Path(folder, "go").exists():
             _pause.wait(0.02)
+        if ctx.delivery == 1 and first == "retry":
+            raise Retry(delay=0)
+        if ctx.delivery == 1 and first == "fail":
+            msg = "the first run fails"
+            raise ValueError(msg)
         return [ctx.attempt, ctx.delivery]
 
 

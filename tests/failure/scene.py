@@ -41,9 +41,10 @@ class Fault:
         """Tell whether it may have cost this execution."""
         if self.pids and run.pid not in self.pids:
             return False
-        # A little longer: its outcome may have been on the way.
+        # A little longer: its outcome may have been on the way; and a process that is to die
+        # may start one more before it does.
         ended = float("inf") if run.ended is None else run.ended + slack
-        return run.started <= self.ended and ended >= self.began
+        return run.started <= self.ended + 0.2 and ended >= self.began
 
 
 class Scene:
@@ -78,9 +79,15 @@ class Scene:
 
     def doom(self, *points: Point) -> dict[str, str]:
         """Return the variables of a process that is to die at these points."""
+        return self._hooked() | failpoints.environment(list(points))
+
+    def skewed(self, seconds: float) -> dict[str, str]:
+        """Return the variables of a process whose clock is wrong by so much."""
+        return self._hooked() | {failpoints.SKEW: str(seconds)}
+
+    def _hooked(self) -> dict[str, str]:
         hook = failpoints.prepare(self.folder)
-        path = f"{hook}{os.pathsep}{self.shell.environment['PYTHONPATH']}"
-        return {"PYTHONPATH": path} | failpoints.environment(list(points))
+        return {"PYTHONPATH": f"{hook}{os.pathsep}{self.shell.environment['PYTHONPATH']}"}
 
     def points(self, who: str, call: str) -> list[Point]:
         """Return a death at each place around a call."""

@@ -1,0 +1,178 @@
+"""Redis is away, full, frozen, or has forgotten: everybody goes on when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+import taskq
+from taskq import BrokerFull, MessageLost
+from tests.eventually import let_pass, until
+from tests.failure.books import check_after
+from tests.failure.scene import LEASE, Scene
+
+
+class Away:
+    """Stops Redis for the length of a block, and notes it as a fault of all."""
+
+    def __init__(self, scene: Scene, end: str) -> None:
+        self._scene, self._end, self._began = scene, end, 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+        getattr(self._scene.topology.primary, self._end)()
+
+    def __exit__(self, *_: object) -> None:
+        server = self._scene.topology.primary
+        server.resume() if self._end == "pause" else server.start()
+        # Outcomes of what ran meanwhile are told only now.
+        self._scene.note(self._end, began=self._began)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("end", ["kill", "stop", "pause"])
+def test_after_ten_seconds_away_the_first_message_ends_within_three(scene: Scene, end: str) -> None:
+    """F13: what ended meanwhile is told, what waited is run, futures resolve."""
+    scene.worker("-p", "2", "-t", "2")
+    held = {scene.send("hold", str(scene.folder)): [1, 1] for _ in range(2)}
+    until(lambda: len(scene.started()) == 2)
+    waiting = {scene.send("note", at, countdown=5.0): at for at in range(20)}
+    got: list[Any] = []
+    future = threading.Thread(target=lambda: got.extend(taskq.gather(list(held), timeout=30)))
+    future.start()
+
+    async def wait() -> Any:
+        try:
+            return await taskq.agather(list(waiting), timeout=30)
+        finally:
+            await scene.app.abroker().close()
+
+    afuture = threading.Thread(target=lambda: got.extend(asyncio.run(wait())))
+    afuture.start()
+    with Away(scene, end):
+        let_pass(2)
+        scene.go()  # they end while nobody can be told
+        let_pass(8)
+    back = time.monotonic()
+    next(iter(taskq.as_completed(list(held), timeout=10)))
+    took = time.monotonic() - back
+    print(f"first end {took:.2f} s after Redis was back")
+    assert took <= 3
+    expected = held | waiting | {scene.send("note", at): at for at in range(20)}
+    check_after(scene, expected)
+    future.join(10)
+    afuture.join(10)
+    assert sorted(got, key=str) == sorted([*held.values(), *waiting.values()], key=str)
+
+
+def test_a_producer_waits_for_redis_within_its_deadline(scene: Scene) -> None:
+    scene.worker()
+    sent: list[Any] = []
+    with Away(scene, "kill"):
+        producer = threading.Thread(target=lambda: sent.append(scene.send("note", 1)))
+        producer.start()
+        let_pass(2)
+    producer.join(10)
+    check_after(scene, {sent[0]: 1})
+
+
+def test_a_full_redis_drains_and_takes_messages_again(scene: Scene) -> None:
+    """F16: producers are told, the backlog runs to its end, results are stored."""
+    expected = {one: at for at, one in enumerate(scene.send_many("note", _numbers(1000)))}
+    expected |= {scene.send("flaky", at): at for at in range(5)}
+    expected |= {scene.send("note", at, countdown=0.5): at for at in range(20)}
+    with scene.client() as client:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(BrokerFull):
+            scene.send("note", 1)
+        with pytest.raises(BrokerFull):
+            scene.send("note", 1, countdown=1)
+        with pytest.raises(BrokerFull) as raised:
+            scene.send_many("note", _numbers(10))
+        assert not getattr(raised.value, "sent", ())
+        scene.worker("-p", "2", "-t", "2")
+        until(lambda: len(scene.runs()) > 10)
+        victim = next(iter(scene.runs().values()))[0].pid
+        scene.kill(victim)
+        assert taskq.gather(list(expected), timeout=30) == list(expected.values())
+        assert scene.queue().survey().tasks.get("proj.note") is None
+        client.config_set("maxmemory", 0)
+    expected[scene.send("note", "again")] = "again"
+    check_after(scene, expected)
+
+
+def test_a_redis_that_comes_back_empty_is_served(scene: Scene) -> None:
+    """F15: the futures of what it forgot raise, soon."""
+    scene.worker("-p", "2")
+    lost = [scene.send("note", 1, countdown=60), scene.send("hold", str(scene.folder))]
+    until(scene.started)
+    server = scene.topology.primary
+    with scene.client() as client:
+        client.flushall()
+    server.kill()
+    server.start()
+    scene.note("forgot")
+    back = time.monotonic()
+    told = taskq.gather(lost, timeout=15, return_exceptions=True)
+    assert [type(one) for one in told] == [MessageLost, MessageLost]
+    assert time.monotonic() - back < 10
+    scene.go()
+    check_after(scene, {scene.send("note", at): at for at in range(20)})
+
+
+def test_scripts_that_vanish_are_loaded_again_by_all(scene: Scene) -> None:
+    """F10: a hundred times under load, single and in streams of many."""
+    scene.worker("-p", "2")
+    expected: dict[Any, Any] = {}
+    with scene.client() as client:
+        for at in range(100):
+            client.script_flush()
+            if at % 10 == 0:
+                many = scene.send_many("note", [(at,)] * 20)
+                expected |= dict.fromkeys(many, at)
+            expected[scene.send("note", at)] = at
+    books = check_after(scene, expected)
+    assert {len(one.runs) for one in books.accounts} == {1}
+
+
+def test_connections_that_are_killed_all_the_time_lose_nothing(scene: Scene) -> None:
+    """F12: those that ask and those that listen, every 100 ms."""
+    scene.worker("-p", "2", "-t", "2")
+    held = scene.send("hold", str(scene.folder))
+    got: list[Any] = []
+    future = threading.Thread(target=lambda: got.append(held.get(timeout=30)))
+    future.start()
+    expected: dict[Any, Any] = {held: [1, 1]}
+    with scene.client() as client:
+        for at in range(80):
+            kind = ("normal", "pubsub")[at % 2]
+            client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            expected[scene.send("work", at, 0.05)] = at
+            let_pass(0.05)
+    scene.go()
+    future.join(10)
+    assert got == [[1, 1]]
+    books = check_after(scene, expected)
+    assert {len(one.runs) for one in books.accounts} == {1}
+
+
+def test_an_outage_longer_than_a_lease_is_not_a_death(scene: Scene) -> None:
+    """I8: what ran on meanwhile is not taken back, and tells its outcome."""
+    scene.worker("-p", "2", "-t", "2")
+    expected = {scene.send("hold", str(scene.folder)): [1, 1] for _ in range(4)}
+    until(lambda: len(scene.started()) == 4)
+    let_pass(LEASE)
+    with Away(scene, "kill"):
+        let_pass(3 * LEASE)
+    let_pass(LEASE / 2)
+    scene.go()
+    books = check_after(scene, expected)
+    assert {len(one.runs) for one in books.accounts} == {1}
+
+
+def _numbers(count: int) -> list[tuple[int]]:
+    return [(at,) for at in range(count)]
