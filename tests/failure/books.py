@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
 from collections.abc import Mapping
 from typing import Any
 
@@ -149,8 +150,17 @@ PATIENCE = LEASE + 5
 
 
 def no_process_is_left(scene: Scene) -> bool:
-    """Tell whether all that the workers started has ended, at once or in a moment."""
-    return bool(until(lambda: not any(worker.children() for worker in scene.workers), PATIENCE))
+    """Tell whether all processes that ever ran a message have ended, at once or in a moment."""
+    pids = {run.pid for runs in scene.runs().values() for run in runs}
+    return bool(until(lambda: not any(map(is_alive, pids)), PATIENCE))
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs or is frozen."""
+    told = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return told.stdout.strip()[:1] not in ("", "Z")
 
 
 def connections_left(scene: Scene) -> int:

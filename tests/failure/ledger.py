@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -56,17 +55,41 @@ class Ledger:
         os.write(self._file, (" ".join(map(str, fields)) + "\n").encode())
 
 
-def read(path: Path) -> dict[str, list[Run]]:
-    """Return the executions of each message, in the order of their starts."""
-    runs: dict[str, list[Run]] = defaultdict(list)
-    text = path.read_text(encoding="ascii") if path.exists() else ""
-    for line in text.splitlines():
-        event, id, attempt, delivery, fence, pid, at = line.split(" ")
+class Reader:
+    """The file as the checks see it; it reads what is new each time it is asked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._at = 0
+        self._runs: dict[str, list[Run]] = {}
+
+    def runs(self) -> dict[str, list[Run]]:
+        """Return the executions of each message, in the order of their starts."""
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._at)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._at += len(whole)
+            for line in whole.decode("ascii").splitlines():
+                self._take(*line.split(" "))
+        return self._runs
+
+    def forget(self) -> None:
+        """Forget the runs that have ended."""
+        self._runs = {
+            id: runs for id, runs in self._runs.items() if any(one.ended is None for one in runs)
+        }
+
+    def _take(
+        self, event: str, id: str, attempt: str, delivery: str, fence: str, *who: str
+    ) -> None:
+        pid, at = int(who[0]), float(who[1])
         if event == "start":
-            runs[id].append(Run(id, int(attempt), int(delivery), int(fence), int(pid), float(at)))
-            continue
-        (run,) = [
-            one for one in runs[id] if (one.delivery, one.fence) == (int(delivery), int(fence))
-        ]
-        run.ended = float(at)
-    return dict(runs)
+            run = Run(id, int(attempt), int(delivery), int(fence), pid, at)
+            self._runs.setdefault(id, []).append(run)
+            return
+        claim = (int(delivery), int(fence), pid)
+        for run in self._runs[id]:
+            if (run.delivery, run.fence, run.pid) == claim:
+                run.ended = at

@@ -18,9 +18,9 @@ from tests.broker.drivers import Blocking
 from tests.broker.queues import Queue
 from tests.cli.conftest import Running, Shell
 from tests.eventually import until
-from tests.failure import failpoints, ledger
+from tests.failure import failpoints
 from tests.failure.failpoints import Point
-from tests.failure.ledger import Run
+from tests.failure.ledger import Reader, Run
 from tests.failure.topology import Topology
 
 MODULE = "tests.failure.project"
@@ -54,9 +54,10 @@ class Scene:
         self.folder = folder
         self.topology = topology
         self.shell = Shell(folder, topology.url)
-        self.ledger = folder / "ledger"
+        ledger = folder / "ledger"
+        self.ledger = Reader(ledger)
         self.marks = folder / "marks"
-        self.shell.environment |= {"PROJECT": self.shell.name, "LEDGER": str(self.ledger)}
+        self.shell.environment |= {"PROJECT": self.shell.name, "LEDGER": str(ledger)}
         self.shell.environment |= {"TASKQ_LEASE": str(LEASE)}
         self.app: Any = self.shell.app(lease=LEASE)
         self.faults: list[Fault] = []
@@ -125,7 +126,7 @@ class Scene:
         (self.folder / "go").touch()
 
     def runs(self) -> dict[str, list[Run]]:
-        return ledger.read(self.ledger)
+        return self.ledger.runs()
 
     def kill(self, pid: int, number: signal.Signals = signal.SIGKILL, what: str = "") -> None:
         """Send a signal to a process, and note it as a fault."""
@@ -158,6 +159,17 @@ class Scene:
 
     def base(self, queue: str = "default") -> str:
         return keys.base(self.shell.name, queue)
+
+    def living(self) -> list[Running]:
+        """Return the workers that have not ended."""
+        return [worker for worker in self.workers if worker.process.poll() is None]
+
+    def forget(self) -> None:
+        """Forget what is over, before another round on the same stage."""
+        self.ledger.forget()
+        self.faults.clear()
+        self.witness.heard.clear()
+        self.workers = self.living()
 
     def tell(self) -> None:
         """Print what happened; pytest shows it where the test fails."""
