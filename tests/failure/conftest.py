@@ -65,6 +65,7 @@ def new_scene(topology: str, tmp_path: Path) -> Iterator[NewScene]:
 
     yield new_scene
     for scene in made:
+        scene.tell()
         scene.close()
         scene.topology.close()
 

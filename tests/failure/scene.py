@@ -178,7 +178,6 @@ class Scene:
         print("--- faults", *self.all_faults(), sep="\n")
 
     def close(self) -> None:
-        self.tell()
         self.witness.close()
         self.shell.close()
         self.app.close()

@@ -113,6 +113,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         topology = TOPOLOGIES[options.topology](proxied=True)
         scene = Scene(Path(folder), topology)
+        held = False
         try:
             soak = Soak(scene, options.seed)
             until_then = time.monotonic() + options.seconds
@@ -120,11 +121,11 @@ def main() -> int:
                 soak.round(until_then)
                 print(soak.report(), flush=True)
             soak.finish()
-        except BaseException:
-            scene.tell()
-            print(f"it did not hold; FAILURE_SEED={options.seed}", flush=True)
-            raise
+            held = True
         finally:
+            if not held:
+                scene.tell()
+                print(f"it did not hold; FAILURE_SEED={options.seed}", flush=True)
             scene.close()
             topology.close()
     print("all nine invariants held in every round")
