@@ -33,7 +33,6 @@ from tests.broker.queues import (
     KINDS,
     LEASE_MS,
     MAIL,
-    TICK_MS,
     Audit,
     Queue,
     Worker,
@@ -42,6 +41,19 @@ from tests.broker.queues import (
 from tests.servers import Server
 
 QUEUED, SCHEDULED, RUNNING, OVER = "queued", "scheduled", "running", "over"
+# How far Redis's clock jumps: more than any lease, less than any message waits.
+JUMP_MS = 1_800_000
+# What a jump means to those who hold leases: all that was written down is earlier, or later.
+JUMP = """
+for _, worker in ipairs(redis.call('ZRANGE', KEYS[1] .. 'workers', 0, -1)) do
+  redis.call('ZINCRBY', KEYS[1] .. 'workers', -ARGV[1], worker)
+end
+for _, key in ipairs({'tick', 'hold'}) do
+  if redis.call('EXISTS', KEYS[1] .. key) == 1 then
+    redis.call('INCRBY', KEYS[1] .. key, string.format('%.0f', -ARGV[1]))
+  end
+end
+"""
 LANES = [(ADD, 5), (ADD, 9), (MAIL, 5), (CRAWL, 0)]
 TERMINAL = b"sfrce"
 
@@ -66,6 +78,8 @@ class Known:
     asked: bool = False
     # Whether its bytes are still in a list although it is over.
     lingers: bool = False
+    # Whether a worker that held it fell silent.
+    was_left: bool = False
 
     @property
     def expired(self) -> bool:
@@ -89,6 +103,11 @@ class Model(RuleBasedStateMachine):
         self.workers: list[Worker] = []
         # What must be found among the dead letters.
         self.buried: set[str] = set()
+        # How long the lease of each still runs, in milliseconds, about.
+        self.leases: dict[bytes, int] = {}
+        # Whether the reaper has come by; how far the clock jumped since, in all; whether, for
+        # that, it takes nothing back.
+        self.ticked, self.jumped, self.on_hold = False, 0, False
         # Workers whose lease is gone, with the ends that they still keep.
         self.ghosts: list[tuple[Worker, Finish, str]] = []
         for _ in range(3):
@@ -160,6 +179,7 @@ class Model(RuleBasedStateMachine):
             return
         before = self._dump()
         again = one.again()
+        self._heard_of(one)
         assert again.word == "ok"
         assert set(ids(again)) == self._claimed_in(one, one.seq)
         assert self._dump() == before
@@ -181,18 +201,68 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self._in(RUNNING))
     @rule(data=st.data(), end=st.sampled_from("ssfybrc"))
     def die(self, data: st.DataObject, end: str) -> None:
-        """A worker is taken for dead; what it did meanwhile it will tell later."""
-        reap = commands.reclaim(self.queue.base, LEASE_MS, TICK_MS)
-        assert self.queue.run(reap).taken == 0, "all leases are good"
+        """A supervisor saw its child die; what that had to tell may still be on its way."""
         gone = data.draw(st.sampled_from(self._busy()))
-        held = {id: one for id, one in self._in(RUNNING).items() if one.holder is gone}
-        self.ghosts += [(gone, self._end(gone, id, end), id) for id in held]
+        held = self._dismiss(gone, end)
         assert self.queue.reclaim(gone) == len(held)
-        newest_first = sorted(held, key=lambda id: (held[id].claim, id), reverse=True)
-        for id in newest_first:
-            self._ended(id, "b")
-        self.workers.remove(gone)
-        self.hire()
+        self._hand_back(held)
+
+    @rule(worker=st.integers(0, 2))
+    def renew(self, worker: int) -> None:
+        member = self.workers[worker]
+        assert member.renew() == "ok"
+        self.leases[member.id] = LEASE_MS
+
+    @precondition(lambda self: self._kept())
+    @rule(data=st.data())
+    def renew_too_late(self, data: st.DataObject) -> None:
+        """A lease that is gone does not come back."""
+        gone = data.draw(st.sampled_from([ghost for ghost, _, _ in self._kept()]))
+        assert gone.renew() == "lost"
+        assert self.queue.call("ZSCORE", "workers", gone.id) is None
+
+    @rule(worker=st.integers(0, 2))
+    def fall_silent(self, worker: int) -> None:
+        """Let the lease of a worker run out."""
+        member = self.workers[worker]
+        self.queue.call("ZADD", "workers", self.queue.now_ms - 1, member.id)
+        self.leases[member.id] = -1
+
+    @rule(way=st.sampled_from([1, -1]))
+    def jump(self, way: int) -> None:
+        """Redis was away, or its clock was set."""
+        self.queue.evaluate(JUMP, way * JUMP_MS)
+        self.leases = {id: left - way * JUMP_MS for id, left in self.leases.items()}
+        self.jumped += way * self.ticked
+
+    @precondition(lambda self: self.on_hold)
+    @rule()
+    def grace_is_over(self) -> None:
+        self.queue.call("DEL", "hold")
+        self.on_hold = False
+
+    @rule(end=st.sampled_from("ssfybr"))
+    def reap(self, end: str) -> None:
+        """Whoever fell silent is taken for dead, unless it may have been Redis that was away.
+
+        Once is enough for each message: at the second time it would be handed out alone.
+        """
+        for one in self._in(RUNNING).values():
+            if one.was_left and self.leases[one.holder.id] < 0:
+                self.renew(self.workers.index(one.holder))
+        self.on_hold = self.on_hold or bool(self.jumped)
+        self.ticked, self.jumped = True, 0
+        late = [] if self.on_hold else [one for one in self.workers if self.leases[one.id] < 0]
+        if not self.on_hold:
+            # No lease is good for ever, whatever the clock said when it was given.
+            for id, left in self.leases.items():
+                self.leases[id] = LEASE_MS if left > 2 * LEASE_MS else left
+        lots = [self._dismiss(one, end) for one in sorted(late, key=lambda one: one.id)]
+        for one in (one for held in lots for one in held.values()):
+            one.was_left = True
+        assert self.queue.reclaim() == sum(map(len, lots))
+        for held in lots:
+            self._hand_back(held)
 
     @precondition(lambda self: self._kept())
     @rule(data=st.data())
@@ -225,6 +295,7 @@ class Model(RuleBasedStateMachine):
         claim = (ghost.id, int(finish.field[32:]))
         if ghost in self.workers:
             reply = ghost.exchange(finish)
+            self._heard_of(ghost)
             assert (reply.word, reply.claimed) == ("ok", [])
         else:
             reply = self.queue.run(ghost.command(9_999_999_999, [finish], commands.Room(5, 5)))
@@ -354,12 +425,37 @@ class Model(RuleBasedStateMachine):
             assert int(raw[34:40]) == one.claims
             assert int(raw[40:56]) == one.fence
 
+    @invariant()
+    def members_are_those_who_hold_a_lease(self) -> None:
+        if hasattr(self, "queue"):
+            members = self.queue.call("ZRANGE", "workers", 0, -1)
+            assert sorted(members) == sorted(one.id for one in self.workers)
+
     # The model's own moves.
 
     def hire(self) -> None:
         worker = Worker(self.queue, KINDS, f"{next(self.numbers):032x}")
         worker.enrol()
         self.workers.append(worker)
+        self.leases[worker.id] = LEASE_MS
+
+    def _heard_of(self, worker: Worker) -> None:
+        """Whoever exchanges is alive: that renews a lease which has not long to run."""
+        if self.leases[worker.id] < 0.8 * LEASE_MS:
+            self.leases[worker.id] = LEASE_MS
+
+    def _dismiss(self, gone: Worker, end: str) -> dict[str, Known]:
+        """Take a worker for dead, and hire another; return what it held."""
+        held = {id: one for id, one in self._in(RUNNING).items() if one.holder is gone}
+        self.ghosts += [(gone, self._end(gone, id, end), id) for id in held]
+        self.workers.remove(gone)
+        del self.leases[gone.id]
+        self.hire()
+        return held
+
+    def _hand_back(self, held: dict[str, Known]) -> None:
+        for id in sorted(held, key=lambda id: (held[id].claim, id), reverse=True):
+            self._ended(id, "b")
 
     def _new(self, lane: tuple[str, int], *, late: bool, **options: Any) -> Outgoing:
         expires_ms = 1 if late else 0
@@ -381,6 +477,7 @@ class Model(RuleBasedStateMachine):
         promoted: str | None = None,
     ) -> Exchanged:
         reply = worker.exchange(*finishes, threads=threads, coroutines=coroutines)
+        self._heard_of(worker)
         for id, end in (ends or {}).items():
             self._ended(id, end)
         if promoted is not None:
