@@ -16,7 +16,7 @@ NO_PYTHON := found no Python >= 3.11 that can make a venv; install one (Debian: 
 VENV_WORKS = $(shell $(BIN)/python -c "import pip, sys; sys.exit(sys.version_info < (3, 11))" \
 	>/dev/null 2>&1 && echo yes)
 
-.PHONY: help setup demo test test-all check bench wheel clean
+.PHONY: help setup demo test test-all soak check bench wheel clean
 .DELETE_ON_ERROR:
 
 help: ## List these targets
@@ -32,6 +32,11 @@ test: $(VENV)/.dev ## Run the tests, without the long ones of tests/failure (ARG
 
 test-all: $(VENV)/.dev ## Run all tests (ARGS=…)
 	$(BIN)/python -m pytest $(ARGS)
+
+MINUTES := 30
+
+soak: $(VENV)/.dev ## Every fault there is, for MINUTES=30 (ARGS="--seed …" repeats a run)
+	$(BIN)/python -m tests.failure.soak --minutes $(MINUTES) $(ARGS)
 
 check: $(VENV)/.dev ## Check format, lint, types and import layers
 	$(BIN)/python -m ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -45,6 +46,12 @@ def seed() -> int:
     chosen = int(os.environ.get("FAILURE_SEED") or random.randrange(1 << 32))
     print(f"FAILURE_SEED={chosen}")  # pytest shows it where the test fails
     return chosen
+
+
+@pytest.fixture
+def patient() -> None:
+    """For tests that are long: no stacks are to be printed after the usual seconds."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(params=list(TOPOLOGIES))

@@ -25,7 +25,7 @@ SITECUSTOMIZE = """\
 from tests.failure import failpoints
 failpoints.install()
 """
-# Where an exchange says how many ends of attempts it carries.
+# Where an exchange says how many lots of ends of attempts it carries.
 ENDS_AT = 11
 
 

@@ -47,7 +47,7 @@ class Request:
 
     @property
     def ends(self) -> int:
-        """How many ends of attempts it carries."""
+        """How many lots of ends of attempts it carries."""
         return int(self.words[ENDS_AT]) if self.name == "exchange" else 0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -105,18 +106,20 @@ class Soak:
 def main() -> int:
     """Soak for so many seconds; exit with 1 at the first invariant that does not hold."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, help="instead of --minutes")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     parser.add_argument("--topology", choices=list(TOPOLOGIES), default="single")
     options = parser.parse_args()
     print(f"FAILURE_SEED={options.seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave nothing behind
     with tempfile.TemporaryDirectory() as folder:
         topology = TOPOLOGIES[options.topology](proxied=True)
         scene = Scene(Path(folder), topology)
         held = False
         try:
             soak = Soak(scene, options.seed)
-            until_then = time.monotonic() + options.seconds
+            until_then = time.monotonic() + (options.seconds or 60 * options.minutes)
             while time.monotonic() < until_then:
                 soak.round(until_then)
                 print(soak.report(), flush=True)

@@ -17,6 +17,7 @@ FAULTS = {"kill_child": 42, "freeze_child": 16, "kill_redis": 2}
 
 
 @pytest.mark.timeout(280)
+@pytest.mark.usefixtures("patient")
 def test_ten_thousand_messages_survive_kills_freezes_and_two_deaths_of_redis(
     new_scene: Any, seed: int
 ) -> None:
@@ -43,6 +44,7 @@ def test_ten_thousand_messages_survive_kills_freezes_and_two_deaths_of_redis(
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.usefixtures("patient")
 def test_a_minute_of_every_fault_there_is_breaks_no_invariant(new_scene: Any, seed: int) -> None:
     """F43; `make soak` does the same for half an hour."""
     soak = Soak(new_scene(proxied=True), seed)

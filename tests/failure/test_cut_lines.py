@@ -141,6 +141,7 @@ def test_a_call_that_is_never_answered_is_given_up_and_made_again(new_scene: Any
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("patient")
 def test_a_network_that_swallows_everything_is_survived(new_scene: Any) -> None:
     """F11: longer than the socket's patience, without a reset, on every line."""
     scene = new_scene(proxied=True)

@@ -119,6 +119,7 @@ def _subscribed(client: Any) -> bool:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("patient")
 def test_a_large_backlog_is_shared_and_no_script_takes_long(scene: Scene) -> None:
     """F26."""
     results = scene.send_many("note", numbers(20_000))
@@ -137,6 +138,7 @@ def test_a_large_backlog_is_shared_and_no_script_takes_long(scene: Scene) -> Non
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("patient")
 def test_messages_due_at_one_instant_all_run_though_those_who_promote_them_die(
     scene: Scene,
 ) -> None:
@@ -215,6 +217,7 @@ def test_futures_that_are_dropped_leave_nothing(scene: Scene) -> None:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.usefixtures("patient")
 def test_memory_stays_flat_over_fifty_thousand_messages(scene: Scene) -> None:
     """G11; `python -m tests.failure.slope` does the same with a million."""
     from tests.failure.slope import Slope

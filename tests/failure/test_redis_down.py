@@ -34,6 +34,7 @@ class Away:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("end", ["kill", "stop", "pause"])
 def test_after_ten_seconds_away_the_first_message_ends_within_three(scene: Scene, end: str) -> None:
     """F13: what ended meanwhile is told, what waited is run, futures resolve."""
