@@ -117,5 +117,18 @@ def test_tests_wait_for_events_not_for_time() -> None:
     assert lines_with(r"\bsleep\((?!0\))", patient) == []
 
 
+def test_scenarios_are_played_by_tests_that_exist() -> None:
+    table = (ROOT / "tests" / "failure" / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\btest_\w+\b(?!\.py)", table))
+    there = {
+        node.name
+        for path in TESTS
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, Function)
+    }
+    assert len(named) > 40
+    assert named - there == set()
+
+
 def test_docs_name_nobodys_home() -> None:
     assert lines_with(r"(^|[^\w.])/(home|root|Users)/", DOCS) == []
