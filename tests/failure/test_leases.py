@@ -176,8 +176,9 @@ end
 @pytest.mark.parametrize("hours", [1, -1])
 def test_a_jump_of_redis_clock_takes_nothing_from_the_living(scene: Scene, hours: int) -> None:
     """F40, I8."""
-    worker = scene.worker("-p", "2", "-t", "4")
-    wait_for_children(worker, 2)
+    # Two supervisors: the first that looks finds the other's leases run out. The children
+    # have no room, and so nothing to say that would renew them.
+    workers = [scene.worker("-p", "1", "-t", "2", TASKQ_COROUTINES="0") for _ in range(2)]
     held = {scene.send("hold", str(scene.folder)): [1, 1] for _ in range(4)}
     until(lambda: len(scene.started()) == 4)
     let_pass(2 * TICK)  # so that the reaper has its rhythm
@@ -187,7 +188,7 @@ def test_a_jump_of_redis_clock_takes_nothing_from_the_living(scene: Scene, hours
     expected = held | {scene.send("note", at): at for at in range(20)}
     books = check_after(scene, expected)
     assert {len(one.runs) for one in books.accounts} == {1}
-    assert "took back" not in worker.log
+    assert not any("took back" in worker.log for worker in workers)
 
 
 def _numbers(count: int) -> list[tuple[int]]:

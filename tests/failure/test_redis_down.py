@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from typing import Any
@@ -13,7 +14,7 @@ import taskq
 from taskq import BrokerFull, MessageLost
 from tests.eventually import let_pass, until
 from tests.failure.books import check_after
-from tests.failure.scene import LEASE, Scene
+from tests.failure.scene import Scene
 
 
 class Away:
@@ -162,17 +163,25 @@ def test_connections_that_are_killed_all_the_time_lose_nothing(scene: Scene) -> 
 
 
 def test_an_outage_longer_than_a_lease_is_not_a_death(scene: Scene) -> None:
-    """I8: what ran on meanwhile is not taken back, and tells its outcome."""
-    scene.worker("-p", "2", "-t", "2")
-    expected = {scene.send("hold", str(scene.folder)): [1, 1] for _ in range(4)}
-    until(lambda: len(scene.started()) == 4)
-    let_pass(LEASE)
+    """I8: what ran on meanwhile is not taken back, though its supervisor comes back late."""
+    lease = 3.0
+    words = ("-p", "1", "-t", "2")
+    late = scene.worker(*words, TASKQ_COROUTINES="0", TASKQ_LEASE=str(lease))
+    expected = {scene.send("hold", str(scene.folder)): [1, 1] for _ in range(2)}
+    until(lambda: len(scene.started()) == 2)
+    other = scene.worker(*words, TASKQ_LEASE=str(lease))
+    queue = scene.queue()
+    until(lambda: queue.call("EXISTS", "tick"))
     with Away(scene, "kill"):
-        let_pass(3 * LEASE)
-    let_pass(LEASE / 2)
+        late.send(signal.SIGSTOP)
+        let_pass(2 * lease)
+    until(lambda: queue.call("EXISTS", "hold"))  # the other one has looked for the dead
+    late.send(signal.SIGCONT)
+    let_pass(2 * lease)
     scene.go()
     books = check_after(scene, expected)
     assert {len(one.runs) for one in books.accounts} == {1}
+    assert "took back" not in other.log
 
 
 def _numbers(count: int) -> list[tuple[int]]:
