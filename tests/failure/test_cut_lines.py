@@ -80,6 +80,30 @@ def test_a_send_whose_line_is_always_cut_is_uncertain_and_safe_to_repeat(
 
 
 @pytest.mark.parametrize("driver", list(DRIVERS))
+@pytest.mark.parametrize("act", list(Act)[:2], ids=["request", "reply"])
+def test_a_stream_of_many_whose_line_is_cut_is_sent_once(
+    new_scene: Any, driver: str, act: Act
+) -> None:
+    """G10, for five round trips of a thousand, of which two are cut."""
+    scene = new_scene(proxied=True)
+    scene.arm()
+    calls = [scene.app._unchecked("proj.note", (at,), None, {}) for at in range(5000)]
+    rules = [scene.proxy.on("enqueue", act, times=1) for _ in range(2)]
+
+    async def send() -> Any:
+        try:
+            return await scene.app.aenqueue_many(calls)
+        finally:
+            await scene.app.abroker().close()
+
+    results = scene.app.enqueue_many(calls) if driver == "sync" else asyncio.run(send())
+    assert [rule.fired for rule in rules] == [1, 1]
+    queue = scene.queue()
+    queue.audit()
+    assert queue.ready("proj.note") == [one.wire_id for one in results]
+
+
+@pytest.mark.parametrize("driver", list(DRIVERS))
 def test_a_send_that_never_reached_redis_is_no_uncertain_one(new_scene: Any, driver: str) -> None:
     scene = new_scene(proxied=True)
     scene.app = scene.shell.app(enqueue_deadline=0.5)
