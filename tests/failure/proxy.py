@@ -203,7 +203,7 @@ class _Connection:
                     request, act = self._proxy.judge(words)
                     if act is Act.LOSE_REQUEST:
                         return self.end()
-                    self.subscribed = self.subscribed or request.name == "subscribe"
+                    self.subscribed = self.subscribed or request.name.endswith("subscribe")
                     self._fates.append(act)
                     self._wait()
                     self._server.sendall(buffer[at:end])
