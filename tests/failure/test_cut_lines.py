@@ -212,7 +212,7 @@ def test_a_future_resolves_though_its_line_dies_before_each_publish(
     scene.proxy.watch = lambda one: one.ends and cut.append(scene.proxy.reset(subscribed=True))
 
     async def wait(at: int) -> Any:
-        return await (await scene.app.asend_task("proj.work", (at, 0.02))).aget(timeout=6)
+        return await (await scene.app.asend_task("proj.work", (at, 0.12))).aget(timeout=6)
 
     async def all_of_them() -> list[Any]:
         try:
@@ -221,7 +221,8 @@ def test_a_future_resolves_though_its_line_dies_before_each_publish(
             await scene.app.abroker().close()
 
     if driver == "sync":
-        told = [scene.send("work", at, 0.02).get(timeout=6) for at in range(100)]
+        # Long enough that the line is there again when the next one ends.
+        told = [scene.send("work", at, 0.12).get(timeout=6) for at in range(100)]
     else:
         told = asyncio.run(all_of_them())
     assert told == list(range(100))

@@ -137,8 +137,10 @@ def test_a_worker_frozen_past_its_lease_may_still_tell_if_nobody_took_over(scene
     until(lambda: queue.state(result.wire_id) == "QUEUED", LEASE + 5)
     os.kill(child, signal.SIGCONT)
     scene.note("SIGSTOP", {child}, began)
-    books = check_after(scene, {result: "done"})
-    assert [(len(one.runs), one.record.claims) for one in books.accounts] == [(1, 1)]
+    # The bytes that lie in the list again go when somebody claims from it.
+    assert result.get(timeout=5) == "done"
+    books = check_after(scene, {result: "done", scene.send("work", "next", 0): "next"})
+    assert [(len(one.runs), one.record.claims) for one in books.accounts] == [(1, 1)] * 2
 
 
 @pytest.mark.parametrize("hours", [1, -1])
@@ -147,13 +149,13 @@ def test_workers_whose_clocks_are_wrong_agree(scene: Scene, hours: int) -> None:
     scene.worker("-p", "1", **scene.skewed(hours * 3600))
     scene.worker("-p", "1")
     results = {scene.send("work", at, 0.05): at for at in range(40)}
+    since = time.monotonic()
     later = {scene.send("note", at, countdown=1.0): at for at in range(5)}
     again = {scene.send("flaky", at): at for at in range(10)}
     fresh = {scene.send("note", at, expires=20): at for at in range(10)}
-    since = time.monotonic()
     for one in later:
         one.get(timeout=10)
-    assert 0.8 < time.monotonic() - since < 4
+    assert 0.95 < time.monotonic() - since < 5
     books = check_after(scene, results | later | again | fresh)
     assert all(len(one.runs) == one.record.attempts for one in books.accounts)
 
