@@ -42,8 +42,9 @@ class Wait:
         self.news: deque[tuple[bytes, bytes]] = deque()
         # Channels not yet confirmed by Redis. Only touched under the waiter's lock.
         self.unconfirmed: set[bytes] = set()
-        # Set after a reconnect: something may have been published in between.
-        self.missed = False
+        # Set when a connection broke, and once another one listens again: something may have
+        # been published in between.
+        self.missed = self.resubscribed = False
 
 
 class Waiter:
@@ -215,6 +216,7 @@ class Waiter:
             for channel, waits in self._waits.items():
                 for wait in waits:
                     wait.unconfirmed.add(channel)
+                    wait.resubscribed = True
             self._stale.clear()
             self._send(list(self._waits))
 
@@ -252,6 +254,8 @@ class Waiter:
                 wait.unconfirmed.discard(channel)
         for wait in waits:
             if not wait.unconfirmed:
+                # To read before was too soon: the publish can have come after that.
+                wait.missed, wait.resubscribed = wait.missed or wait.resubscribed, False
                 wait.notify()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import taskq
 from taskq import BrokerUnavailable, EnqueueUncertain
 from tests.eventually import let_pass, until
 from tests.failure.books import check_after
-from tests.failure.proxy import Act
+from tests.failure.proxy import Act, Request
 from tests.failure.scene import Scene
 
 Send = Callable[[Scene, str, Any], Any]
@@ -239,3 +240,32 @@ def test_futures_resolve_though_what_is_published_is_never_heard(new_scene: Any)
         since = time.monotonic()
         assert taskq.gather(results, timeout=8) == [0, 1]
         assert time.monotonic() - since < 7
+
+
+def test_what_is_published_while_a_line_is_made_anew_is_read_at_once(new_scene: Any) -> None:
+    """G9: the outcome comes after the read that follows the break, before the new line listens."""
+    scene = new_scene(proxied=True)
+    scene.worker("-p", "1", "-t", "1")
+    results = [scene.send("hold", str(scene.folder))]
+    got: list[Any] = []
+    future = threading.Thread(target=lambda: got.append(results[0].get(timeout=10)))
+    future.start()
+    until(scene.started)
+    with scene.client() as client:
+        until(client.pubsub_channels)
+        reread = threading.Event()
+        # The new line is held up until the outcome has been published and nobody heard it.
+        scene.proxy.watch = lambda one: _hold_up(one, reread, scene, client)
+        scene.proxy.reset(subscribed=True)
+        assert reread.wait(5)
+        published = time.monotonic()
+        future.join(8)
+        assert got == [[1, 1]]
+        assert time.monotonic() - published < 2
+
+
+def _hold_up(request: Request, reread: threading.Event, scene: Scene, client: Any) -> None:
+    if request.name == "subscribe" and not reread.is_set():
+        scene.go()
+        until(lambda: scene.witness.heard)
+        reread.set()
