@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,24 @@ def big(ctx: Context, size: int) -> bytes:
     """Return an outcome that is not published whole."""
     with ledger.run(ctx):
         return b"x" * size
+
+
+@app.task(name="proj.crash", bind=True)
+def crash(ctx: Context) -> None:
+    """Read where nothing is."""
+    with ledger.run(ctx):
+        ctypes.string_at(0)
+
+
+@app.task(name="proj.bomb", bind=True, hard_timeout=1.0, max_crashes=1)
+def bomb(ctx: Context, folder: str, count: int) -> None:
+    """Start processes that do nothing, and wait for them."""
+    with ledger.run(ctx):
+        started = [subprocess.Popen(["sleep", "300"]) for _ in range(count)]
+        pids = " ".join(str(one.pid) for one in started)
+        Path(folder, "bomb").write_text(pids, encoding="ascii")
+        for one in started:
+            one.wait()
 
 
 @app.task(name="proj.noop")
