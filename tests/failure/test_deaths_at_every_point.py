@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import taskq
 from taskq import Result
 from tests.cli.conftest import Running
 from tests.eventually import until
@@ -69,6 +70,7 @@ def test_a_child_that_dies_while_its_task_enqueues_sends_once(scene: Scene) -> N
     parents = [scene.send("parent", at) for at in range(3)]
     until(lambda: scene.deaths == 3, 20)
     expected: dict[Any, Any] = {one: f"{one.id}-child" for one in parents}
+    taskq.gather(parents, timeout=30)  # from now on their children are known
     expected |= {scene.app.result(f"{one.id}-child"): at for at, one in enumerate(parents)}
     check_after(scene, expected)
 
