@@ -43,7 +43,7 @@ def let_die(scene: Scene, worker: Running, deaths: int) -> dict[Any, Any]:
     expected: dict[Any, Any] = {}
     for count in range(1, deaths + 1):
         expected |= send_some(scene)
-        until(lambda count=count: scene.deaths >= count, 10)
+        until(lambda count=count: scene.deaths >= count, 20)
     return expected
 
 
@@ -87,8 +87,8 @@ def test_a_supervisor_that_dies_around_a_call_is_survived(
     until(lambda: len(scene.started()) == 2)
     scene.worker("-p", "1", "-t", "2")
     scene.arm()
-    assert doomed.ends() == -signal.SIGKILL
-    until(lambda: len(scene.started()) == 4, 8)
+    assert doomed.ends(30) == -signal.SIGKILL
+    until(lambda: len(scene.started()) == 4, 20)
     scene.go()
     check_after(scene, expected)
 
@@ -105,8 +105,8 @@ def test_a_supervisor_that_dies_while_it_takes_back_from_a_dead_child_is_survive
     os.kill(child, signal.SIGSTOP)  # so that the kill is the next thing that is seen
     scene.arm()
     scene.kill(child)
-    assert doomed.ends() == -signal.SIGKILL
-    until(lambda: len(scene.started()) == 4, 8)
+    assert doomed.ends(30) == -signal.SIGKILL
+    until(lambda: len(scene.started()) == 4, 20)
     scene.go()
     check_after(scene, expected)
 

@@ -19,7 +19,8 @@ from tests.failure.scene import LEASE, Scene, wait_for_children
 TICK = LEASE / 3
 
 
-def test_the_messages_of_a_killed_child_run_again_within_a_second(scene: Scene) -> None:
+def test_the_messages_of_a_killed_child_run_again_soon(scene: Scene) -> None:
+    """They are suspects now: each waits for a process of one slot, which has to start."""
     worker = scene.worker("-p", "2", "-t", "4")
     wait_for_children(worker, 2)
     took: list[float] = []
@@ -33,12 +34,12 @@ def test_the_messages_of_a_killed_child_run_again_within_a_second(scene: Scene) 
         hit = [id for id in ids if scene.runs()[id][-1].pid == victim]
         scene.kill(victim)
         killed = time.monotonic()
-        until(lambda hit=hit: all(len(scene.runs()[id]) == 2 for id in hit), 4)
+        until(lambda hit=hit: all(len(scene.runs()[id]) == 2 for id in hit), 10)
         took.append(max(scene.runs()[id][1].started for id in hit) - killed)
         wait_for_children(worker, 2)
         assert len(took) == round_
     print("run again after", [f"{one:.3f} s" for one in took])
-    assert sorted(took)[1] <= 1
+    assert sorted(took)[1] <= 5
     check_after(scene, expected)
 
 
@@ -70,7 +71,7 @@ def test_a_reaper_that_never_rests_takes_nothing_from_the_living(scene: Scene) -
 
     def reap_on() -> None:
         while not stop.is_set():
-            taken[0] += queue.run(reap)[0]
+            taken[0] += queue.run(reap).taken
 
     reaper = threading.Thread(target=reap_on)
     reaper.start()
