@@ -95,9 +95,9 @@ class Books:
         queue.audit()
         left = queue.dump()
         held = [name for name in left if name.startswith(("ready:", "running:", "orphans"))]
-        assert held == [], "I4"
+        assert held == [], f"I4: {held}"
         endless = {name for name, (_, ttl, _) in left.items() if ttl == -1} - LIVING
-        assert endless == set(), "I6"
+        assert endless == set(), f"I6: {endless}"
         return {name[2:]: (raw, ttl) for name, (_, ttl, raw) in left.items() if name[:2] == "m:"}
 
     def _check_state(self, one: Account) -> None:
