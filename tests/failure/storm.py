@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tests.cli.conftest import Running
@@ -142,14 +142,12 @@ class Storm:
     # What happens to workers.
 
     def kill_child(self) -> None:
-        pid = self._child()
-        self._scene.kill(pid)
+        self._strike(self._scene.kill)
 
     def freeze_child(self) -> None:
         """Stop a child for longer than its lease."""
-        pid = self._child()
         now = time.monotonic()
-        os.kill(pid, signal.SIGSTOP)
+        pid = self._strike(lambda pid: os.kill(pid, signal.SIGSTOP))
         self._frozen[pid] = (now + self._chance.uniform(*PAST_LEASE), now)
 
     def kill_worker(self) -> None:
@@ -253,6 +251,16 @@ class Storm:
             )
 
         return self._chance.choice(until(candidates, 20))
+
+    def _strike(self, harm: Callable[[int], object]) -> int:
+        """Do harm to a child; to another one if that has just ended by itself."""
+        while True:
+            pid = self._child()
+            try:
+                harm(pid)
+            except ProcessLookupError:
+                continue
+            return pid
 
     def _replace(self, worker: Running) -> None:
         at = self._workers.index(worker)
