@@ -24,7 +24,7 @@ SETTLED_SECONDS = 30.0
 # What a worker says when something went wrong that nobody foresaw. The traceback of a task
 # stands below a line that says so.
 SURPRISE = re.compile(
-    r"^(?!.*\bin attempt \d+$).*\n(?=Traceback)|a turn failed|cannot be recorded|unhandled",
+    r"^(?!.*\bin attempt \d+\b).*\n(?=Traceback)|a turn failed|cannot be recorded|unhandled",
     re.MULTILINE,
 )
 # What a queue may keep that has no TTL while a worker is alive.
