@@ -274,6 +274,11 @@ def release(base: str, worker: bytes, fields: Sequence[bytes]) -> Command[int]:
     )
 
 
+def wake(base: str, name: str) -> Command[str]:
+    """End the blocked call of one child."""
+    return Command(scripts.load("wake"), base, (name,), _text)
+
+
 def expire(base: str, id: str) -> Command[str]:
     """Resolve a message whose expiry passed before it started."""
     return Command(scripts.load("expire"), base, (PUBLISH, id), _text)

@@ -64,6 +64,11 @@ def record(app: str, queue: str, id: str) -> str:
     return f"{base(app, queue)}m:{id}"
 
 
+def running(base: str, worker: str) -> str:
+    """Return the key of what a child has claimed and not ended."""
+    return f"{base}running:{worker}"
+
+
 def done(app: str, queue: str, id: str) -> str:
     """Return the channel on which a message's outcome is published."""
     return f"{base(app, queue)}done:{id}"

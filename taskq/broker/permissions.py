@@ -13,14 +13,14 @@ from taskq.broker import keys, scripts
 
 # Scripts and plain commands by role; a role has what the ones before it have where it says.
 _SCRIPTS = {
-    "producer": ("enqueue", "schedule", "expire", "forget", "look", "survey"),
-    "worker": ("enrol", "exchange", "renew", "reclaim"),
+    "producer": ("cancel", "enqueue", "schedule", "expire", "forget", "look", "survey"),
+    "worker": ("enrol", "exchange", "orders", "reclaim", "release", "renew", "wake"),
     "watcher": ("look", "survey"),
 }
 _PLAIN = {
     "producer": ("GET", "MGET", "SUBSCRIBE", "UNSUBSCRIBE"),
     # INFO and TIME: a worker looks at its Redis when it starts.
-    "worker": ("BLPOP", "INFO", "LPUSH", "PEXPIRE", "TIME"),
+    "worker": ("BLPOP", "HKEYS", "INFO", "TIME"),
     "watcher": ("GET", "INFO", "TIME"),
     # What `taskq doctor` asks.
     "admin": ("ACL|WHOAMI", "CONFIG|GET", "DISCARD", "MULTI", "PING"),

@@ -147,14 +147,17 @@ class Broker:
         for _ in range(MOST_LINES):
             self._places.put(None)
 
-    def run(self, command: Command[T]) -> T:
-        """Run one script call; what broke on the way is tried again until the deadline."""
+    def run(self, command: Command[T], *, within: float = math.inf) -> T:
+        """Run one script call; what broke on the way is tried again until the deadline.
+
+        It is tried again for `within` seconds, and no longer than the deadline.
+        """
         began = clock.monotonic()
         try:
             with self._line() as line:
                 return line.run(command)
         except BrokerUnavailable as error:
-            return self._again(began, error, lambda line: line.run(command))
+            return self._again(began, error, lambda line: line.run(command), within)
 
     def run_each(self, commands: Iterable[Command[T]]) -> Iterator[T]:
         """Run many; the next is made and sent while Redis works at the one before."""

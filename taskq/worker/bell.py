@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from taskq.broker import keys
+from taskq.broker import commands, keys
 from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
@@ -48,6 +48,7 @@ class Bell:
         self._line = Line(endpoint)
         # Wakes this very bell; in the slot of the first queue.
         self.own_key = keys.wake(app, self._queues[0], child)
+        self.kick = commands.wake(keys.base(app, self._queues[0]), child)
         # What the blocked call listens for; None while none is blocked.
         self.listening: str | None = None
         self._heeded: dict[str, str] = {}

@@ -281,8 +281,7 @@ class Engine:
     def _kick_bell(self) -> None:
         """End the bell's blocked call: what it should listen for has changed."""
         try:
-            self.app.broker.call("LPUSH", self._bell.own_key, "1", within=0.1)
-            self.app.broker.call("PEXPIRE", self._bell.own_key, 5000, within=0.1)
+            self.app.broker.run(self._bell.kick, within=0.1)
         except BrokerError as error:
             log.debug("the bell was not kicked: %s", error)
 

@@ -215,6 +215,9 @@ class Exchange:
             self._receive()
         self.reached_at = clock.monotonic()
         if self._retry_at:
+            self._receive()
+            for port in self.ports:
+                port.disclaim(self._line, {one.field for one in self._held})
             log.info("Redis is back")
             self._retry_at, self._pause = 0.0, _BACKOFF[0]
 

@@ -121,6 +121,22 @@ class Port:
             self._strays.popleft()
             yield finish, reply.verdicts
 
+    def disclaim(self, line: Line, held: set[bytes]) -> None:
+        """Give back what Redis takes for ours and is not.
+
+        After a power loss or a failover it may be as it was before we ended some messages;
+        as long as this child lives, nobody else would take them.
+        """
+        known = held | {finish.field for finish in self._finishes}
+        fields = line.call("HKEYS", keys.running(self.base, self.worker.decode()))
+        forgotten = [field for field in fields if field not in known]
+        # Newest first: the oldest comes to stand at the end that is popped.
+        for field in sorted(forgotten, key=lambda one: one[32:] + one, reverse=True):
+            self._finishes.append(Finish("b", field))
+        if forgotten:
+            what = "%s: Redis forgot the ends of %d messages; they go back"
+            log.warning(what, self.queue, len(forgotten))
+
     def begin(self, line: Line, room: Room) -> None:
         """Send what ended, and ask for messages; `end` must follow, before all else."""
         if self._pending is None:

@@ -71,6 +71,7 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
             commands.cancel(base, "f" * 32, b"", terminate=True),
         ],
         "orders": [commands.orders(base, worker.id)],
+        "wake": [commands.wake(base, "a child")],
         "purge": [commands.purge(base, "reason"), commands.purge(base, "reason", ADD)],
         "reclaim": [
             commands.reclaim(base, LEASE_MS, TICK_MS),

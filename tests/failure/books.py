@@ -96,9 +96,7 @@ class Books:
         left = queue.dump()
         held = [name for name in left if name.startswith(("ready:", "running:", "orphans"))]
         assert held == [], f"I4: {held}"
-        # A child that dies in the midst of waking its own bell leaves one token there.
-        kept = {name for name, (_, ttl, _) in left.items() if ttl == -1}
-        endless = {name for name in kept - LIVING if not name.startswith("wake:")}
+        endless = {name for name, (_, ttl, _) in left.items() if ttl == -1} - LIVING
         assert endless == set(), f"I6: {endless}"
         return {name[2:]: (raw, ttl) for name, (_, ttl, raw) in left.items() if name[:2] == "m:"}
 
