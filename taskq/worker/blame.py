@@ -10,6 +10,9 @@ import msgspec
 
 from taskq.worker.board import Entry, overdue
 
+# So many children with one slot run at a time, each for a message that may kill it.
+MOST_ALONE = 4
+
 # What faulthandler writes before a process dies of a signal.
 _TITLE = re.compile(r"^Fatal Python error: (.*)$", re.MULTILINE)
 _THREAD = re.compile(r"^Current thread 0x([0-9a-f]+)", re.MULTILINE)
@@ -55,7 +58,10 @@ def charges(entries: Iterable[Entry], death: Death) -> list[Charge]:
     known = _culprits(ran, death)
     if len(known) == 1:
         return _split(ran, known, "k")
-    return _split(ran, known or ran, "s")
+    suspects = known or ran
+    # Of more than can run alone at a time most are innocent, and would wait for each other:
+    # they run again at once, and are suspects if it happens again.
+    return _split(ran, suspects, "s" if len(suspects) <= MOST_ALONE else "i")
 
 
 def _culprits(ran: list[Entry], death: Death) -> list[Entry]:

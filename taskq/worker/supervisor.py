@@ -15,7 +15,7 @@ from taskq.broker.commands import Blame, Kept, Order
 from taskq.broker.connection import Endpoint
 from taskq.model import clock
 from taskq.worker import gate, memory, zombies
-from taskq.worker.blame import Death, charges
+from taskq.worker.blame import MOST_ALONE, Death, charges
 from taskq.worker.board import STARTED, Entry
 from taskq.worker.burst import BurstWatch
 from taskq.worker.channel import Note
@@ -34,8 +34,6 @@ _RESTART_RESET = 10.0
 # After `hand_back`, a child that has not ended is killed.
 _KILL_AFTER = 5.0
 _TICK = 0.25
-# So many children with one slot run at a time, each for a message that may kill it.
-_MOST_ALONE = 4
 
 
 class Supervisor:
@@ -112,7 +110,7 @@ class Supervisor:
         running = sum(child.alone for child in self._children)
         suspects = self._maintenance.suspects
         for queue in [queue for queue, count in suspects.items() if count > 0]:
-            while suspects[queue] > 0 and running < _MOST_ALONE:
+            while suspects[queue] > 0 and running < MOST_ALONE:
                 # Each is started for one of them; the next look at Redis tells what is left.
                 suspects[queue] -= 1
                 running += 1

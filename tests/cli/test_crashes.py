@@ -136,6 +136,22 @@ def test_a_task_that_segfaults_is_given_up_and_its_neighbours_are_not_charged(
     assert worker.stop() == 0
 
 
+def test_many_that_ran_when_a_child_was_killed_run_again_at_once(
+    shell: Any, app: Any, tmp_path: Path, stopwatch: Any
+) -> None:
+    worker = shell.worker("proj", "-p", "2", "-t", "8")
+    results = [app.send_task("proj.hold", (str(tmp_path),)) for _ in range(8)]
+    until(lambda: len(started(tmp_path)) == 8)
+    for child in worker.children():
+        os.kill(child, signal.SIGKILL)
+    began = stopwatch()
+    until(lambda: len(started(tmp_path)) == 16, 8)
+    assert stopwatch() - began < 4
+    (tmp_path / "go").touch()
+    assert taskq.gather(results, timeout=5) == [[1, 2]] * 8
+    assert worker.stop() == 0
+
+
 @pytest.mark.parametrize(("task", "words"), [("leave", "exit code 7"), ("shoot", "SIGKILL")])
 def test_whoever_ends_its_process_without_a_trace_is_found_by_running_alone(
     shell: Any, app: Any, tmp_path: Path, task: str, words: str

@@ -43,6 +43,11 @@ def test_of_several_that_ran_any_may_be() -> None:
     assert charged([entry("a"), entry("b"), entry("c", CLAIMED)]) == "ss-"
 
 
+def test_more_than_can_be_alone_at_a_time_run_again_at_once() -> None:
+    assert charged([entry(id) for id in "abcd"]) == "ssss"
+    assert charged([entry(id) for id in "abcde"]) == "iiiii"
+
+
 def test_the_one_on_the_thread_that_died_is_the_culprit() -> None:
     entries = [entry("a", thread=1), entry("b", thread=2), entry("c", thread=3)]
     assert charged(entries, thread=2) == "iki"
