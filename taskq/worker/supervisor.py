@@ -15,7 +15,7 @@ from taskq.broker.commands import Blame, Kept, Order
 from taskq.broker.connection import Endpoint
 from taskq.model import clock
 from taskq.worker import gate, memory, zombies
-from taskq.worker.blame import MOST_ALONE, Death, charges
+from taskq.worker.blame import MOST_ALONE, Cause, Death, charges
 from taskq.worker.board import STARTED, Entry
 from taskq.worker.burst import BurstWatch
 from taskq.worker.channel import Note
@@ -248,7 +248,7 @@ class Supervisor:
         starved, self._starved = self._starved, memory.kills()
         death = child.death(code, starved=self._starved > starved)
         found = charges(child.board.entries(STARTED), death)
-        if not child.leaving and not self._stopping and not child.failed and not child.bye:
+        if death.cause is not Cause.OURS and not child.failed:
             log.error("child %d ended %s", child.pid, death.words)
             if dump := child.dump():
                 log.error("its last words:\n%s", dump)
