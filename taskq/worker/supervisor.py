@@ -177,7 +177,7 @@ class Supervisor:
         self._max_crashes = hello["max_crashes"]
         if self._maintenance is None:
             self._begin(hello)
-        else:
+        elif not child.alone:  # its tasks have other names, so another digest
             self._maintenance.refresh(hello["queues"], hello["lease"], hello["digest"])
             if self._burst is not None:
                 self._burst.refresh(hello["queues"], hello["tasks"])
