@@ -60,17 +60,20 @@ class Bell:
             any(kind not in listening for kind in kinds) or self._heeded != members
         )
 
-    def listen(self, kinds: str, members: dict[str, str]) -> Heard | None:
+    def listen(
+        self, kinds: str, members: dict[str, str], paused: frozenset[str] = frozenset()
+    ) -> Heard | None:
         """Block until a bell rings; None: time has passed, or Redis is away.
 
         Args:
             kinds: of slot, those with room.
             members: who this child is in each queue. By that it is called, whatever has
                 room, to cancel something.
+            paused: queues the work of which is left to others for some time.
 
         """
         try:
-            return self._block(kinds, members)
+            return self._block(kinds, members, paused)
         except BrokerError as error:
             log.debug("the bell: %s", error)
             clock.sleep(_AWAY_SECONDS)
@@ -80,11 +83,12 @@ class Bell:
         """Close the connection. Nobody listens any more."""
         self._line.close()
 
-    def _block(self, kinds: str, members: dict[str, str]) -> Heard | None:
+    def _block(self, kinds: str, members: dict[str, str], paused: frozenset[str]) -> Heard | None:
         wakes = {keys.wake(self._app, queue, one): queue for queue, one in members.items()}
         bells = {
             keys.bell(self._app, queue, self._digest, kind): queue
             for queue in self._queues
+            if queue not in paused
             for kind in kinds
         }
         self.listening, self._heeded = kinds, members

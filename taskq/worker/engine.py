@@ -245,7 +245,8 @@ class Engine:
 
     def _listen(self) -> None:
         """Wait for work, on the calling thread, and claim it."""
-        heard = self._bell.listen(self.exchange.open_kinds(), self.exchange.members())
+        exchange = self.exchange
+        heard = self._bell.listen(exchange.open_kinds(), exchange.members(), exchange.paused())
         if self.phase is Phase.STOPPED:
             return
         if heard is not None and heard.summons:

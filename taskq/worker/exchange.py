@@ -173,6 +173,11 @@ class Exchange:
             return ""
         return "".join(kind for kind in "tc" if self._free(kind))
 
+    def paused(self) -> frozenset[str]:
+        """Return the queues of which nothing is claimed now: their bells would ring on and on."""
+        now = clock.monotonic()
+        return frozenset(port.queue for port in self.ports if now < port.paused_until)
+
     def next_turn(self) -> float:
         """Return the monotonic instant at which a turn is due by itself."""
         if self._retry_at:

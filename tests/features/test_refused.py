@@ -18,6 +18,7 @@ from taskq.model.message import BODY_AT, HEADER_BYTES, Envelope, Message, new_id
 from taskq.model.signing import Domain, Keyring, Seal
 from taskq.testing import running_worker
 from taskq.worker import exchange
+from taskq.worker.port import Port
 from tests.eventually import let_pass, until
 
 OLD, NEW, OTHER = (
@@ -233,6 +234,30 @@ def test_a_message_of_an_unknown_key_waits_for_a_worker_that_knows_it(
     assert snapshot.status is State.SUCCEEDED
     assert snapshot.attempt == 1
     for one in (ahead, behind, ready):
+        one.close()
+
+
+def test_a_queue_that_is_paused_does_not_keep_its_worker_busy(
+    new_app: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bell rings for the workers that know the key: this one must not hear itself."""
+    begun: list[str] = []
+    begin = Port.begin
+
+    def counted(port: Port, *arguments: Any) -> None:
+        begun.append(port.queue)
+        begin(port, *arguments)
+
+    monkeypatch.setattr(Port, "begin", counted)
+    ahead, behind = apps_of(new_app, NEW, OLD)
+    ahead.send_task(ADD, (1, 2))
+    with running_worker(behind, threads=1, coroutines=0):
+        until(lambda: "unknown key" in caplog.text)
+        until(lambda: len(begun) >= 2)
+        begun.clear()
+        let_pass(1)
+        assert len(begun) < 20
+    for one in (ahead, behind):
         one.close()
 
 
