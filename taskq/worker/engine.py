@@ -27,8 +27,9 @@ from taskq.errors import BrokerError
 from taskq.model import clock
 from taskq.worker.bell import Bell
 from taskq.worker.board import Board
+from taskq.worker.books import Slots
 from taskq.worker.delivery import Delivery, Done, take_back
-from taskq.worker.exchange import GATHER_SECONDS, Exchange, Slots
+from taskq.worker.exchange import GATHER_SECONDS, Exchange
 from taskq.worker.executor import START_SECONDS, Executor
 from taskq.worker.outbox import Outbox
 from taskq.worker.pools.coroutines import CoroutinePool

@@ -19,8 +19,8 @@ from taskq.broker.sync import Line
 from taskq.errors import BrokerError
 from taskq.model import clock
 from taskq.worker.board import Board
+from taskq.worker.books import Books, Slots
 from taskq.worker.delivery import Claim, Delivery, Done
-from taskq.worker.meter import Meter
 from taskq.worker.outbox import Outbox
 from taskq.worker.port import Badge, Port
 
@@ -37,26 +37,6 @@ AHEAD_LEAST = 16
 # How long an ended attempt may wait for company on its way to Redis.
 GATHER_SECONDS = 0.005
 _BACKOFF = (0.05, 1.0)
-
-
-class Slots:
-    """Whither claimed messages go: how many of each kind, and the pools' own calls."""
-
-    def __init__(self, threads: int, coroutines: int, *, alone: bool = False) -> None:
-        self.sizes = {"t": threads, "c": coroutines}
-        # Whether one message at a time is all there may be, of either kind.
-        self.alone = alone
-        # Whether a task keeps the event loop to itself.
-        self.kept: Callable[[], bool] = lambda: False
-        # How many messages wait for a thread.
-        self.waiting: Callable[[], int] = lambda: 0
-        # Messages, and how many of them are quick.
-        self.put_threads: Callable[[list[Delivery], int], None] = lambda _messages, _wake: None
-        self.put_coroutines: Callable[[list[Delivery]], None] = lambda _messages: None
-        # Messages that are to be cancelled, with the reason; they are held until they end.
-        self.cancelled: dict[Delivery, bytes] = {}
-        # Stop one of them, if it has started.
-        self.interrupt: Callable[[Delivery], None] = lambda _message: None
 
 
 class Exchange:
@@ -89,19 +69,16 @@ class Exchange:
         self.retrying: set[bytes] | None = None
         self._by_queue = {port.queue: port for port in self.ports}
         self._line = Line(endpoint)
-        self._slots, self._outbox, self._board = slots, outbox, board
-        self._places = {port.queue: place for place, port in enumerate(self.ports)}
+        self._slots, self._outbox = slots, outbox
         self._closed = False
         # Whether a claim was asked for since the last turn.
         self._asked = True
         # One exchange at a time. Guards the ports and all below.
         self._lock = threading.Lock()
-        self._held: set[Delivery] = set()
+        self._books = Books(slots, board, list(self._by_queue))
         # The port whose exchange is on its way, and when it is looked for at the latest.
         self._under_way: Port | None = None
         self._look_at = math.inf
-        self._used = {"t": 0, "c": 0}
-        self._meter = Meter()
         self._turns = 0
         # When the last turn ended well: Redis answered.
         self.reached_at = clock.monotonic()
@@ -144,7 +121,7 @@ class Exchange:
             try:
                 self._receive()
                 self._settle(self._outbox.take())
-                self._give_back(self._held)
+                self._give_back(self._books.held)
                 while len(self._outbox) or any(port.unsent for port in self.ports):
                     self._turn()
             except BrokerError as error:
@@ -165,13 +142,11 @@ class Exchange:
     @property
     def holding(self) -> int:
         """How many messages are claimed and not ended, or ended and not sent."""
-        return len(self._held) + sum(port.unsent for port in self.ports)
+        return len(self._books.held) + sum(port.unsent for port in self.ports)
 
     def open_kinds(self) -> str:
         """Return the kinds of slot with room: what the bell should listen for."""
-        if self.quiet or (self._slots.alone and self._held):
-            return ""
-        return "".join(kind for kind in "tc" if self._free(kind))
+        return "" if self.quiet else self._books.open_kinds()
 
     def paused(self) -> frozenset[str]:
         """Return the queues of which nothing is claimed now: their bells would ring on and on."""
@@ -222,7 +197,7 @@ class Exchange:
         if self._retry_at:
             self._receive()
             for port in self.ports:
-                port.disclaim(self._line, {one.field for one in self._held})
+                port.disclaim(self._line, set(self._books.fields_of(port.queue)))
             log.info("Redis is back")
             self._retry_at, self._pause = 0.0, _BACKOFF[0]
 
@@ -275,7 +250,7 @@ class Exchange:
             port.summoned = True
             raise
         port.obeyed_at = clock.monotonic()
-        held = {one.field: one for one in self._held if one.claim.queue == port.queue}
+        held = self._books.fields_of(port.queue)
         for order in orders:
             delivery = held.get(order.field)
             if delivery is None:
@@ -290,71 +265,33 @@ class Exchange:
         """Put claimed messages on the books, and into the pools."""
         lead = reply.now_us // 1000 - clock.now_ms()
         claim = Claim(port.queue, port.worker, port.seq, reply.now_us, clock.monotonic(), lead)
-        raws = [raw for _, raw in reply.claimed]
-        entries = self._board.claim(self._places[port.queue], int(port.seq), claim.at, raws)
-        threads: list[Delivery] = []
-        coroutines: list[Delivery] = []
-        quick = 0
-        for (head, raw), entry in zip(reply.claimed, entries, strict=True):
-            if head[:1] == b"c":
-                coroutines.append(Delivery(claim, "c", head[1:], raw, entry))
-            else:
-                threads.append(Delivery(claim, "t", head[1:], raw, entry))
-                quick += head[:1] == b"q"
-        for kind, lot in (("t", threads), ("c", coroutines)):
-            self._held.update(lot)
-            self._used[kind] += len(lot)
+        claimed = self._books.enter(claim, reply)
         if self.retrying is not None:
-            self.retrying.difference_update(raw[12:44] for raw in raws)
+            self.retrying.difference_update(raw[12:44] for _, raw in reply.claimed)
         if self.quiet:
-            self._give_back([*threads, *coroutines])
+            self._give_back([*claimed.threads, *claimed.coroutines])
             return
-        if threads:
-            self._slots.put_threads(threads, quick)
-        if coroutines:
-            self._slots.put_coroutines(coroutines)
+        if claimed.threads:
+            self._slots.put_threads(claimed.threads, claimed.quick)
+        if claimed.coroutines:
+            self._slots.put_coroutines(claimed.coroutines)
 
     def _room(self, port: Port, now: float) -> Room:
         if self.quiet or now < port.paused_until:
             return Room()
-        if self._slots.alone:
-            if self._held:
-                return Room()
-            # One message in all: for a thread or for the loop, by turns.
-            return Room(threads=1) if self._turns % 2 else Room(coroutines=1)
-        free = {kind: self._free(kind) for kind in "tc"}
-        caps = self._meter.caps(self._slots.waiting())
-        # What has no entry on the board is not claimed; first of all, nothing ahead.
-        if sum(caps.values()) > self._board.room - free["t"] - free["c"]:
-            caps = {}
-        room = self._board.room
-        return Room(min(free["t"], room), min(free["c"], room), caps)
-
-    def _free(self, kind: str) -> int:
-        if kind == "c" and self._used[kind] and self._slots.kept():
-            return 0
-        return max(0, self._slots.sizes[kind] - self._used[kind])
+        return self._books.room(self._turns)
 
     def _settle(self, ended: Iterable[Done]) -> None:
         """Take ended attempts off the books, and put them in line to be sent."""
         for done in ended:
-            delivery = done.delivery
-            if delivery not in self._held:
-                continue  # given back meanwhile
-            self._held.remove(delivery)
-            if self._slots.cancelled:
-                self._slots.cancelled.pop(delivery, None)
-            self._board.free(delivery.entry)
-            self._used[delivery.kind] -= 1
-            port = self._by_queue[delivery.claim.queue]
-            if done.task:
-                self.ended += 1
-                self._meter.note(done.task, done.duration)
-            elif done.late:
-                self._meter.doubt()
+            if not self._books.leave(done):
+                continue
+            self.ended += bool(done.task)
+            claim = done.delivery.claim
+            port = self._by_queue[claim.queue]
             if done.unknown_key:
                 port.paused_until = clock.monotonic() + UNKNOWN_KEY_SECONDS
-            port.add(done.finish, delivery.claim.worker)
+            port.add(done.finish, claim.worker)
 
     def _give_back(self, deliveries: Iterable[Delivery]) -> None:
         # Newest first: the oldest comes to stand at the end that is popped.

@@ -1,0 +1,113 @@
+"""What a child holds, and how much more it can take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from taskq.broker.commands import Exchanged, Room
+from taskq.worker.board import Board
+from taskq.worker.delivery import Claim, Delivery, Done
+from taskq.worker.meter import Meter
+
+
+class Slots:
+    """Whither claimed messages go: how many of each kind, and the pools' own calls."""
+
+    def __init__(self, threads: int, coroutines: int, *, alone: bool = False) -> None:
+        self.sizes = {"t": threads, "c": coroutines}
+        # Whether one message at a time is all there may be, of either kind.
+        self.alone = alone
+        # Whether a task keeps the event loop to itself.
+        self.kept: Callable[[], bool] = lambda: False
+        # How many messages wait for a thread.
+        self.waiting: Callable[[], int] = lambda: 0
+        # Messages, and how many of them are quick.
+        self.put_threads: Callable[[list[Delivery], int], None] = lambda _messages, _wake: None
+        self.put_coroutines: Callable[[list[Delivery]], None] = lambda _messages: None
+        # Messages that are to be cancelled, with the reason; they are held until they end.
+        self.cancelled: dict[Delivery, bytes] = {}
+        # Stop one of them, if it has started.
+        self.interrupt: Callable[[Delivery], None] = lambda _message: None
+
+
+@dataclasses.dataclass(slots=True)
+class Claimed:
+    """What one exchange brought, by kind of slot."""
+
+    threads: list[Delivery]
+    coroutines: list[Delivery]
+    # How many of the threads' are of a task that is known to be quick.
+    quick: int = 0
+
+
+class Books:
+    """The messages that are claimed and not ended. Touched under the exchange's lock only."""
+
+    def __init__(self, slots: Slots, board: Board, queues: Sequence[str]) -> None:
+        self.held: set[Delivery] = set()
+        self._slots, self._board = slots, board
+        self._places = {queue: place for place, queue in enumerate(queues)}
+        self._used = {"t": 0, "c": 0}
+        self._meter = Meter()
+
+    def enter(self, claim: Claim, reply: Exchanged) -> Claimed:
+        """Note what an exchange brought."""
+        raws = [raw for _, raw in reply.claimed]
+        entries = self._board.claim(self._places[claim.queue], int(claim.seq), claim.at, raws)
+        claimed = Claimed([], [])
+        for (head, raw), entry in zip(reply.claimed, entries, strict=True):
+            if head[:1] == b"c":
+                claimed.coroutines.append(Delivery(claim, "c", head[1:], raw, entry))
+            else:
+                claimed.threads.append(Delivery(claim, "t", head[1:], raw, entry))
+                claimed.quick += head[:1] == b"q"
+        for kind, lot in (("t", claimed.threads), ("c", claimed.coroutines)):
+            self.held.update(lot)
+            self._used[kind] += len(lot)
+        return claimed
+
+    def leave(self, done: Done) -> bool:
+        """Note the end of an attempt; return False if the message was given back meanwhile."""
+        delivery = done.delivery
+        if delivery not in self.held:
+            return False
+        self.held.remove(delivery)
+        if self._slots.cancelled:
+            self._slots.cancelled.pop(delivery, None)
+        self._board.free(delivery.entry)
+        self._used[delivery.kind] -= 1
+        if done.task:
+            self._meter.note(done.task, done.duration)
+        elif done.late:
+            self._meter.doubt()
+        return True
+
+    def fields_of(self, queue: str) -> dict[bytes, Delivery]:
+        """Return what is held of a queue, by its field in `running:<worker>`."""
+        return {one.field: one for one in self.held if one.claim.queue == queue}
+
+    def open_kinds(self) -> str:
+        """Return the kinds of slot with room."""
+        if self._slots.alone and self.held:
+            return ""
+        return "".join(kind for kind in "tc" if self._free(kind))
+
+    def room(self, turn: int) -> Room:
+        """Return how much can be claimed now."""
+        if self._slots.alone:
+            if self.held:
+                return Room()
+            # One message in all: for a thread or for the loop, by turns.
+            return Room(threads=1) if turn % 2 else Room(coroutines=1)
+        free = {kind: self._free(kind) for kind in "tc"}
+        caps, room = self._meter.caps(self._slots.waiting()), self._board.room
+        # What has no entry on the board is not claimed; first of all, nothing ahead.
+        if sum(caps.values()) > room - free["t"] - free["c"]:
+            caps = {}
+        return Room(min(free["t"], room), min(free["c"], room), caps)
+
+    def _free(self, kind: str) -> int:
+        if kind == "c" and self._used[kind] and self._slots.kept():
+            return 0
+        return max(0, self._slots.sizes[kind] - self._used[kind])
