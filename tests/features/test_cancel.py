@@ -273,7 +273,9 @@ class TestRunning:
             until(lambda: started and engine._bell.listening == "")
             # Nobody listens to that wake any more.
             listen = engine._bell.listen
-            monkeypatch.setattr(engine._bell, "listen", lambda kinds, _members: listen(kinds, {}))
+            monkeypatch.setattr(
+                engine._bell, "listen", lambda kinds, _members, paused: listen(kinds, {}, paused)
+            )
             monkeypatch.setattr(engine._bell, "lacks", lambda _kinds, _members: False)
             engine._kick_bell()
             result.cancel(WHY)

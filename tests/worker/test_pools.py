@@ -233,3 +233,19 @@ def test_a_loop_that_a_task_keeps_to_itself_is_not_waited_for() -> None:
     assert not pool.stop(0.05)
     gate.set()
     assert pool.stop(5)
+
+
+def test_a_defect_in_listening_does_not_make_a_pool_deaf(caplog: pytest.LogCaptureFixture) -> None:
+    heard = threading.Event()
+
+    def broken() -> None:
+        if "listening for work failed" in caplog.text:
+            heard.set()
+        msg = "a defect"
+        raise ValueError(msg)
+
+    pool = ThreadPool(1, lambda one, _slot: done(one), Outbox(lambda *, prompt: None), list, broken)
+    pool.start()
+    assert heard.wait(5)
+    pool.stop()
+    assert pool.join(5)

@@ -23,6 +23,8 @@ from taskq.worker.outbox import Outbox
 
 log = logging.getLogger("taskq.worker")
 
+_DEAF_SECONDS = 0.3
+
 
 _raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _raise_in_thread.argtypes = (ctypes.c_ulong, ctypes.py_object)
@@ -221,5 +223,9 @@ class ThreadPool:
             return
         try:
             self._listen()
+        except Exception:
+            # A defect must not make the worker deaf.
+            log.exception("listening for work failed")
+            clock.sleep(_DEAF_SECONDS)
         finally:
             self._listener = None
