@@ -1,8 +1,8 @@
 """Message authentication: a keyring whose first key signs and all of whose keys verify.
 
 The tag is keyed BLAKE2b, or HMAC-SHA256 for more than 16 KiB, where the processor's own
-SHA instructions win. Each tag is bound to a domain (message or result), an app and a
-queue, so that no signed bytes mean anything in another place.
+SHA instructions win. Each tag is bound to a domain (message, result or control), an
+app and a queue, so that no signed bytes mean anything in another place.
 
 Sources: BLAKE2 `person` parameter, RFC 7693 section 2.5 and the BLAKE2X notes; HMAC,
 RFC 2104. Key rotation as in itsdangerous: newest signs, all verify.
@@ -30,10 +30,11 @@ _Tagger: TypeAlias = Callable[[bytes, Body], bytes]
 
 
 class Domain(StrEnum):
-    """What signed bytes are; a result can never be replayed as a message."""
+    """What signed bytes are; none can be replayed as another."""
 
     MESSAGE = "taskq-message"
     RESULT = "taskq-result"
+    CONTROL = "taskq-control"
 
 
 class UnknownKey(Exception):
@@ -70,6 +71,11 @@ class Keyring:
     def __repr__(self) -> str:
         """Name the keys, never show them."""
         return f"Keyring({[key_id(key).decode() for key in self._keys]})"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys themselves, for another process of this worker."""
+        return self._keys
 
     def seal(self, domain: Domain, app: str, queue: str) -> Seal:
         """Return the signer and verifier of one domain of one queue."""
