@@ -35,6 +35,7 @@ def running_worker(
             app.name,
             app.access.endpoint,
             plan.queues,
+            keyring=app.access.keyring,
             lease=app.config.lease,
             digest=engine.digest,
             kept=engine.kept,

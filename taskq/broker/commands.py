@@ -11,6 +11,7 @@ import msgspec
 
 from taskq.broker import scripts
 from taskq.broker.scripts import Script
+from taskq.model import control
 from taskq.model.message import Message
 
 T_co = TypeVar("T_co", covariant=True)
@@ -87,14 +88,23 @@ class Order(msgspec.Struct, frozen=True):
 
     # The field of `running:<worker>`.
     field: bytes
-    # Whether its process is to be ended.
-    terminate: bool
-    reason: bytes
+    # Letter, proof and reason, as `control.give` made them, or as somebody wrote them.
+    signed: bytes
 
     @property
-    def id(self) -> str:
+    def id(self) -> bytes:
         """The message's id."""
-        return self.field[:32].decode()
+        return self.field[:32]
+
+    @property
+    def terminate(self) -> bool:
+        """Whether its process is to be ended."""
+        return self.signed[:1] == control.TERMINATE
+
+    @property
+    def reason(self) -> bytes:
+        """What whoever waits is told."""
+        return self.signed[control.REASON_AT :]
 
 
 class Renewed(msgspec.Struct, frozen=True):
@@ -234,15 +244,20 @@ def renew(base: str, worker: bytes, lease_ms: int, digest: str) -> Command[Renew
     return Command(scripts.load("renew"), base, (worker, lease_ms, digest), _renewed)
 
 
-def cancel(base: str, id: str, reason: bytes, *, terminate: bool) -> Command[str]:
-    """Take a message back. Reads as 'cancelled', 'told', 'over' or 'unknown'."""
-    flag = "t" if terminate else "-"
-    return Command(scripts.load("cancel"), base, (PUBLISH, id, reason, flag), _text)
+def cancel(base: str, id: str, order: bytes) -> Command[str]:
+    """Take a message back by a signed order. Reads as 'cancelled', 'told', 'over' or 'unknown'."""
+    return Command(scripts.load("cancel"), base, (PUBLISH, id, order), _text)
 
 
 def orders(base: str, worker: bytes) -> Command[list[Order]]:
     """Return which of its messages a child is to cancel."""
     return Command(scripts.load("orders"), base, (worker,), _orders)
+
+
+def disobey(base: str, worker: bytes, orders: Sequence[Order]) -> Command[int]:
+    """Drop orders that are not proven. Reads as how many were still there."""
+    parts = (part for one in orders for part in (one.field, one.signed))
+    return Command(scripts.load("disobey"), base, (worker, *parts), lambda reply: int(reply[0]))
 
 
 def reclaim(
@@ -341,7 +356,7 @@ def _renewed(reply: Any) -> Renewed:
 
 def _orders(reply: Any) -> list[Order]:
     pairs = zip(reply[::2], reply[1::2], strict=True)
-    return [Order(field, order[:1] == b"t", order[1:]) for field, order in pairs]
+    return [Order(field, order) for field, order in pairs]
 
 
 def _count_and_left(reply: Any) -> tuple[int, bool]:

@@ -16,8 +16,8 @@ of a cluster. The scripts get the base as KEYS[1] and append the names below.
 | `groups` | zset | digest of a set of tasks → until when some worker knows them | 1 day |
 | `known:<digest>` | hash | task → `t` (thread) or `c` (coroutine) | 1 day |
 | `wake:<worker>` | list | wakes one child, whatever it listens for | 1 minute |
-| `cancels:<worker>` | hash | id of a message it holds → claim number, flag, reason | as the claim |
-| `counts` | hash | how many messages were refused, expired, or had no record | 90 days |
+| `cancels:<worker>` | hash | id of a message it holds → claim number, signed order | as the claim |
+| `counts` | hash | how many were refused, expired, without record, or disobeyed | 90 days |
 | `bell:<digest>:<kind>` | list | at most one token, which wakes one worker | 1 minute |
 | `scheduled` | zset | id → due time; the message is in its record | while not empty |
 | `waiting` | hash | task → how many of `scheduled` are its own | while not empty |

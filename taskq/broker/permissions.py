@@ -14,7 +14,16 @@ from taskq.broker import keys, scripts
 # Scripts and plain commands by role; a role has what the ones before it have where it says.
 _SCRIPTS = {
     "producer": ("cancel", "enqueue", "schedule", "expire", "forget", "look", "survey"),
-    "worker": ("enrol", "exchange", "orders", "reclaim", "release", "renew", "wake"),
+    "worker": (
+        "disobey",
+        "enrol",
+        "exchange",
+        "orders",
+        "reclaim",
+        "release",
+        "renew",
+        "wake",
+    ),
     "watcher": ("look", "survey"),
 }
 _PLAIN = {

@@ -70,7 +70,8 @@ class Survey(msgspec.Struct, frozen=True):
     workers: list[WorkerSurvey]
     # How many of the scheduled are due.
     due: int
-    # How many messages were ever refused, expired, or claimed without a record.
+    # How many messages were ever refused, expired, or claimed without a record, and how many
+    # orders were not obeyed.
     counts: dict[str, int]
 
 

@@ -21,8 +21,9 @@ from taskq.errors import (
     ResultTampered,
     WorkerCrashed,
 )
-from taskq.model import outcome, serializers
+from taskq.model import control, outcome, serializers
 from taskq.model.outcome import Report
+from taskq.model.signing import Domain
 from taskq.model.states import Cancellation, State
 
 if TYPE_CHECKING:
@@ -239,7 +240,9 @@ class Result(Generic[R_co]):
             msg = f"reason must be a str, not {type(reason).__name__}"
             raise TypeError(msg)
         words = (reason or "")[:MOST_WORDS].encode(errors="backslashreplace")
-        return commands.cancel(self._base, self.wire_id, words, terminate=bool(terminate))
+        seal = self.app.seal(Domain.CONTROL, self.queue)
+        order = control.give(self.wire_id.encode(), words, seal, terminate=bool(terminate))
+        return commands.cancel(self._base, self.wire_id, order)
 
     @property
     def _base(self) -> str:

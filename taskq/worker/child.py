@@ -100,7 +100,7 @@ class Child:
             tuple(queues), threads, coroutines, orders["name"], self._board, orders["alone"]
         )
         engine = Engine(app, plan)
-        engine.exchange.terminate = lambda order: self._tell_to_end(order.id)
+        engine.exchange.terminate = lambda order: self._tell_to_end(order.id.decode())
         engine.exchange.enrolled = lambda: self._tell_members(engine)
         if orders["burst"]:
             engine.exchange.retrying = set()
@@ -135,6 +135,8 @@ class Child:
             "app": app.name,
             "url": app.access.endpoint.url,
             "place": app.access.endpoint.place,
+            # The supervisor verifies orders by them.
+            "keys": app.access.keyring.keys,
             "queues": list(engine.plan.queues),
             "tasks": sorted(engine.kinds),
             "digest": engine.digest,

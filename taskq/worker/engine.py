@@ -97,7 +97,7 @@ class Engine:
         lease_ms = round(app.config.lease * 1000)
         badge = Badge(plan.name, lease_ms, known, self.digest, self.kept)
         self.exchange = Exchange(
-            app.name, endpoint, plan.queues, badge, slots, self._outbox, self._board
+            app.name, app.access, plan.queues, badge, slots, self._outbox, self._board
         )
         self.exchange.after_turn = self._after_turn
         child = secrets.token_hex(8)

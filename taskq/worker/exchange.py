@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable, Iterable
 
 from taskq.broker import commands
+from taskq.broker.access import Access
 from taskq.broker.commands import Exchanged, Finish, Order, Room
-from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
 from taskq.model import clock
@@ -23,6 +23,7 @@ from taskq.worker.books import Books, Slots
 from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.outbox import Outbox
 from taskq.worker.port import Badge, Port
+from taskq.worker.warrants import Warrants
 
 log = logging.getLogger("taskq.worker")
 
@@ -45,7 +46,7 @@ class Exchange:
     def __init__(
         self,
         app: str,
-        endpoint: Endpoint,
+        access: Access,
         queues: Iterable[str],
         badge: Badge,
         slots: Slots,
@@ -68,7 +69,8 @@ class Exchange:
         # Messages of this child that wait for another attempt; kept for --burst only.
         self.retrying: set[bytes] | None = None
         self._by_queue = {port.queue: port for port in self.ports}
-        self._line = Line(endpoint)
+        self._line = Line(access.endpoint)
+        self._warrants = Warrants(app, access.keyring)
         self._slots, self._outbox = slots, outbox
         self._closed = False
         # Whether a claim was asked for since the last turn.
@@ -245,11 +247,12 @@ class Exchange:
         # First this: what comes while Redis answers may be missing in the answer.
         port.summoned = False
         try:
-            orders = self._line.run(commands.orders(port.base, port.worker))
+            told = self._line.run(commands.orders(port.base, port.worker))
         except BrokerError:
             port.summoned = True
             raise
         port.obeyed_at = clock.monotonic()
+        orders, unproven = self._warrants.proven(port.queue, told)
         held = self._books.fields_of(port.queue)
         for order in orders:
             delivery = held.get(order.field)
@@ -260,6 +263,7 @@ class Exchange:
                 self._slots.interrupt(delivery)
             if order.terminate:
                 self.terminate(order)
+        self._warrants.drop(self._line, port.queue, port.worker, unproven)
 
     def _hand_out(self, port: Port, reply: Exchanged) -> None:
         """Put claimed messages on the books, and into the pools."""

@@ -18,12 +18,18 @@ from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
 from taskq.model import clock
+from taskq.model.signing import Keyring
+from taskq.worker.warrants import Warrants
 
 log = logging.getLogger("taskq.worker")
 
 # Queue and the child's id in it.
 Member: TypeAlias = tuple[str, str]
 _WARN_SECONDS = 60.0
+_WORTH_TELLING = {
+    "refused": "refused %d messages on %s, unread: not ours, or badly signed",
+    "disobeyed": "did not obey %d orders to cancel on %s: not ours, or badly signed",
+}
 
 
 class Maintenance:
@@ -35,6 +41,7 @@ class Maintenance:
         endpoint: Endpoint,
         queues: Iterable[str],
         *,
+        keyring: Keyring,
         lease: float,
         digest: str,
         members: Callable[[], Iterable[Member]],
@@ -53,6 +60,7 @@ class Maintenance:
         self._first = first
         # What a member is to cancel, which it may not have heard.
         self._orders = orders
+        self._keyring, self._warrants = keyring, Warrants(app, keyring)
         self._line = Line(endpoint)
         self._wake = threading.Event()
         self._stopped = False
@@ -65,8 +73,8 @@ class Maintenance:
         self._lock = threading.Lock()
         # Not at once: the children are about to say what they know.
         self._warn_at = clock.monotonic() + self._tick
-        # How many messages had been refused at the last look, by queue.
-        self._refused: dict[str, int] = {}
+        # How much had been counted at the last look, by queue and what it was.
+        self._counted: dict[tuple[str, str], int] = {}
         self._away = False
         self._reached_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="taskq-maintenance", daemon=True)
@@ -75,9 +83,11 @@ class Maintenance:
         """Start the thread."""
         self._thread.start()
 
-    def refresh(self, queues: Iterable[str], lease: float, digest: str) -> None:
+    def refresh(self, queues: Iterable[str], lease: float, digest: str, keyring: Keyring) -> None:
         """Take over what new children say of the app."""
         self._queues, self._digest = list(queues), digest
+        if keyring.keys != self._keyring.keys:
+            self._keyring, self._warrants = keyring, Warrants(self._app, keyring)
         if round(lease * 1000) != self._lease_ms:
             self._lease_ms, self._tick = round(lease * 1000), lease / 3
             self._wake.set()
@@ -161,7 +171,15 @@ class Maintenance:
             if renewed.word == "lost":
                 self._lost((queue, worker))
             elif renewed.orders:
-                self._orders((queue, worker), renewed.orders)
+                self._pass_on((queue, worker), renewed.orders)
+
+    def _pass_on(self, member: Member, told: list[Order]) -> None:
+        """Let those orders be obeyed that are proven."""
+        (queue, worker), warrants = member, self._warrants
+        orders, unproven = warrants.proven(queue, told)
+        if orders:
+            self._orders(member, orders)
+        warrants.drop(self._line, queue, worker.encode(), unproven)
 
     def _reap(self) -> None:
         for queue in self._queues:
@@ -201,9 +219,8 @@ class Maintenance:
                     queue,
                     ", ".join(waiting),
                 )
-            refused = survey.counts.get("refused", 0)
-            if (new := refused - self._refused.setdefault(queue, refused)) > 0:
-                log.warning(
-                    "refused %d messages on %s, unread: not ours, or badly signed", new, queue
-                )
-            self._refused[queue] = refused
+            for what, words in _WORTH_TELLING.items():
+                count = survey.counts.get(what, 0)
+                if (new := count - self._counted.setdefault((queue, what), count)) > 0:
+                    log.warning(words, new, queue)
+                self._counted[queue, what] = count

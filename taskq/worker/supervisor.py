@@ -10,13 +10,15 @@ import functools
 import logging
 import selectors
 import sys
+from collections import deque
 
 from taskq.broker.commands import Blame, Kept, Order
 from taskq.broker.connection import Endpoint
 from taskq.model import clock
+from taskq.model.signing import Keyring
 from taskq.worker import gate, memory, zombies
 from taskq.worker.blame import MOST_ALONE, Cause, Death, charges
-from taskq.worker.board import STARTED, Entry
+from taskq.worker.board import CLAIMED, STARTED, Entry
 from taskq.worker.burst import BurstWatch
 from taskq.worker.channel import Note
 from taskq.worker.guard import Guard
@@ -74,6 +76,8 @@ class Supervisor:
         # How many processes the system had killed for want of memory, at the last look.
         self._starved = memory.kills()
         self._max_crashes = 3
+        # What maintenance heard that is to be cancelled.
+        self._told: deque[tuple[Member, list[Order]]] = deque()
         self._alone = 0
 
     def run(self) -> int:
@@ -84,6 +88,7 @@ class Supervisor:
                 self._wait()
                 self._reap()
                 self._obey_signals()
+                self._obey_orders()
                 self._look_around()
         for part in (self._burst, self._maintenance):
             if part is not None:
@@ -165,6 +170,8 @@ class Supervisor:
 
     def _welcome(self, child: ChildProcess, hello: Note) -> None:
         """Take a child into service; the first has told what the app is."""
+        # Taken out of the note, which is kept.
+        keyring = Keyring(hello.pop("keys"))
         if self._served is not None and self._served != (hello["app"], hello["url"]):
             log.error("the app or its Redis is another one now: start a new worker for it")
             child.channel.send({"kind": "hand_back"})
@@ -176,14 +183,14 @@ class Supervisor:
         self._wanted = self._orders.processes or hello["processes"]
         self._max_crashes = hello["max_crashes"]
         if self._maintenance is None:
-            self._begin(hello)
+            self._begin(hello, keyring)
         elif not child.alone:  # its tasks have other names, so another digest
-            self._maintenance.refresh(hello["queues"], hello["lease"], hello["digest"])
+            self._maintenance.refresh(hello["queues"], hello["lease"], hello["digest"], keyring)
             if self._burst is not None:
                 self._burst.refresh(hello["queues"], hello["tasks"])
         self._fill()
 
-    def _begin(self, hello: Note) -> None:
+    def _begin(self, hello: Note, keyring: Keyring) -> None:
         endpoint = Endpoint(hello["url"])
         log.info(
             "%s: app %s on %s, queues %s, %s each; tasks: %s",
@@ -192,7 +199,7 @@ class Supervisor:
         )  # fmt: skip
         self._maintenance = Maintenance(
             hello["app"], endpoint, hello["queues"],
-            lease=hello["lease"], digest=hello["digest"],
+            keyring=keyring, lease=hello["lease"], digest=hello["digest"],
             kept=Kept(*hello["kept"]), members=self._members, lost=self._lost,
             orders=self._ordered,
             first=None if hello["examined"] else functools.partial(self._examine, endpoint, hello),
@@ -415,14 +422,27 @@ class Supervisor:
                 child.kill()
 
     def _ordered(self, member: Member, orders: list[Order]) -> None:
+        """Take down what is to be cancelled, as maintenance heard it."""
+        self._told.append((member, orders))
+        self._signals.wake()
+
+    def _obey_orders(self) -> None:
         """See to what is to be cancelled: a child that is kept busy in C hears nothing."""
-        for child in list(self._children):
-            if member not in child.members.items():
-                continue
-            for order in orders:
-                if order.terminate:
-                    self._terminate(child, order.id)
-            child.channel.send({"kind": "cancel"})
+        while self._told:
+            member, orders = self._told.popleft()
+            for child in self._children:
+                if member not in child.members.items():
+                    continue
+                child.channel.send({"kind": "cancel"})
+                # Redis alone does not say what it holds: an order may have been moved there.
+                held = {
+                    entry.field
+                    for entry in child.board.entries(CLAIMED, STARTED)
+                    if child.queue_of(entry) == member[0]
+                }
+                for order in orders:
+                    if order.terminate and order.field in held:
+                        self._terminate(child, order.id.decode())
 
     def _terminate(self, child: ChildProcess, id: str) -> None:
         """End a child for the sake of one message; the others that it holds go back."""

@@ -16,7 +16,7 @@ from taskq.broker.queries import Letter
 from taskq.broker.records import Record
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
-from taskq.model import clock, message
+from taskq.model import clock, control, message
 from taskq.model.message import Envelope, Message
 from taskq.model.signing import Domain, Keyring
 from taskq.model.states import State
@@ -25,6 +25,7 @@ from tests.broker.drivers import Driver
 T = TypeVar("T")
 
 LEASE_MS, TICK_MS = 15_000, 5_000
+PROOF = b"\0\xff" + b"p" * (control.PROOF_BYTES - 2)
 TTL_MS, DAY_MS = 60_000, 86_400_000
 ADD, MAIL, CRAWL = "t.add", "t.mail", "t.crawl"
 # What most workers here know: two tasks for threads, one for coroutines.
@@ -120,7 +121,7 @@ class Queue:
         return worker
 
     def cancel(self, id: str, reason: str = "", *, terminate: bool = False) -> str:
-        return self.run(commands.cancel(self.base, id, reason.encode(), terminate=terminate))
+        return self.run(commands.cancel(self.base, id, order(reason, terminate=terminate)))
 
     def reclaim(self, worker: Worker | None = None, *blames: Blame) -> int:
         """Take back what one worker held, or all those whose lease ran out."""
@@ -274,6 +275,9 @@ class Worker:
     def orders(self) -> list[Order]:
         return self.queue.run(commands.orders(self.queue.base, self.id))
 
+    def disobey(self, *orders: Order) -> int:
+        return self.queue.run(commands.disobey(self.queue.base, self.id, orders))
+
     def command(self, seq: int, finishes: Sequence[Finish], room: Room) -> Command[Exchanged]:
         return commands.exchange(
             self.queue.base, self.id, b"%010d" % seq, self.digest, LEASE_MS, finishes, room,
@@ -335,6 +339,11 @@ class Worker:
 
     def released(self, id: str) -> Finish:
         return Finish("b", self.fields[id])
+
+
+def order(reason: str = "", *, terminate: bool = False, proof: bytes = PROOF) -> bytes:
+    """Return an order to cancel as scripts see it: they do not look into the proof."""
+    return (b"t" if terminate else b"-") + proof + reason.encode()
 
 
 def ids(reply: Exchanged) -> list[str]:

@@ -8,8 +8,9 @@ import pytest
 
 from taskq.broker import commands, keys
 from taskq.broker.commands import Order
+from taskq.errors import BrokerError
 from taskq.model.states import State
-from tests.broker.queues import ADD, FullQueue, Queue, Worker
+from tests.broker.queues import ADD, PROOF, FullQueue, Queue, Worker, order
 
 WHY = "nobody wants it"
 
@@ -96,7 +97,7 @@ class TestRunning:
         wake = keys.wake("", "", worker.id.decode()).partition("}:")[2]
         assert queue.call("LRANGE", wake, 0, -1) == [b"1"]
         assert 0 < queue.call("PTTL", wake) <= 60_000
-        assert worker.orders() == [Order(worker.fields[id], terminate=False, reason=WHY.encode())]
+        assert worker.orders() == [Order(worker.fields[id], order(WHY))]
 
     def test_each_exchange_says_so_until_it_ends(
         self, queue: Queue, worker: Worker, id: str
@@ -121,9 +122,7 @@ class TestRunning:
 
     def test_so_does_each_renewal(self, queue: Queue, worker: Worker, id: str) -> None:
         queue.cancel(id, WHY, terminate=True)
-        assert worker.renewed().orders == [
-            Order(worker.fields[id], terminate=True, reason=WHY.encode())
-        ]
+        assert worker.renewed().orders == [Order(worker.fields[id], order(WHY, terminate=True))]
 
     def test_its_end_is_recorded_and_published(self, queue: Queue, worker: Worker, id: str) -> None:
         queue.cancel(id, WHY)
@@ -198,7 +197,7 @@ class TestRunning:
     ) -> None:
         queue.cancel(id, WHY)
         queue.pass_a_day()
-        assert [order.id for order in worker.orders()] == [id]
+        assert [one.id for one in worker.orders()] == [id.encode()]
         queue.reclaim(worker)
         assert is_cancelled(queue, id)
 
@@ -231,14 +230,22 @@ class TestTwice:
     def test_the_first_reason_stays(self, queue: Queue, worker: Worker, id: str) -> None:
         queue.cancel(id, "first")
         assert queue.cancel(id, "second") == "told"
-        assert [order.reason for order in worker.orders()] == [b"first"]
+        assert [one.reason for one in worker.orders()] == [b"first"]
 
     def test_a_second_call_may_ask_for_more_not_for_less(
         self, queue: Queue, worker: Worker, id: str
     ) -> None:
-        for terminate in (False, True, False):
-            queue.cancel(id, "why", terminate=terminate)
-        assert worker.orders() == [Order(worker.fields[id], terminate=True, reason=b"why")]
+        for terminate, reason in ((False, "first"), (True, "second"), (False, "third")):
+            queue.cancel(id, reason, terminate=terminate)
+        assert worker.orders() == [Order(worker.fields[id], order("second", terminate=True))]
+
+    def test_what_asks_for_more_takes_the_place_of_the_whole_with_its_proof(
+        self, queue: Queue, worker: Worker, id: str
+    ) -> None:
+        first, second = order("first", proof=b"1" * 25), order(terminate=True, proof=b"2" * 25)
+        for one in (first, second):
+            queue.run(commands.cancel(queue.base, id, one))
+        assert worker.orders() == [Order(worker.fields[id], second)]
 
     def test_what_is_over_stays_as_it_is(self, queue: Queue, worker: Worker, id: str) -> None:
         worker.finish(worker.succeeded(id))
@@ -254,6 +261,47 @@ class TestTwice:
         assert queue.keys() == []
 
 
+class TestDisobeyed:
+    def test_it_comes_no_more_and_is_counted_once(
+        self, queue: Queue, worker: Worker, id: str
+    ) -> None:
+        queue.cancel(id, WHY, terminate=True)
+        [told] = worker.orders()
+        assert [worker.disobey(told), worker.disobey(told)] == [1, 0]
+        assert (worker.orders(), worker.exchange().summoned) == ([], False)
+        assert queue.survey().counts == {"disobeyed": 1}
+        assert worker.finish(worker.released(id)) == "k"
+        assert queue.state(id) is State.QUEUED
+
+    def test_one_that_has_taken_its_place_stays(
+        self, queue: Queue, worker: Worker, id: str
+    ) -> None:
+        queue.cancel(id, WHY)
+        [told] = worker.orders()
+        queue.cancel(id, WHY, terminate=True)
+        assert worker.disobey(told) == 0
+        assert [one.terminate for one in worker.orders()] == [True]
+        assert queue.survey().counts == {}
+
+    def test_others_stay(self, queue: Queue, worker: Worker) -> None:
+        ids = queue.queued(3)
+        worker.claim()
+        for id in ids:
+            queue.cancel(id)
+        first, *others = worker.orders()
+        assert worker.disobey(*others) == 2
+        assert worker.orders() == [first]
+
+    @pytest.mark.parametrize("bytes_", [b"", b"t", b"x" + PROOF, b"-" + PROOF[1:], b"T" + PROOF])
+    def test_what_is_no_order_is_refused_and_nothing_is_changed(
+        self, queue: Queue, id: str, bytes_: bytes
+    ) -> None:
+        before = queue.keys()
+        with pytest.raises(BrokerError, match="not an order"):
+            queue.run(commands.cancel(queue.base, id, bytes_))
+        assert (queue.keys(), queue.state(id)) == (before, State.RUNNING)
+
+
 def test_all_of_it_works_on_a_full_server(full: FullQueue) -> None:
     worker = full.worker()
     running, released, waiting = full.queued(3)
@@ -264,6 +312,9 @@ def test_all_of_it_works_on_a_full_server(full: FullQueue) -> None:
     assert full.cancel(running, WHY) == full.cancel(released, WHY) == "told"
     assert full.cancel(waiting, WHY) == full.cancel(later.message.id, WHY) == "cancelled"
     assert len(worker.orders()) == 2
+    full.cancel(running, terminate=True)
+    [told] = [one for one in worker.orders() if one.terminate]
+    assert worker.disobey(told) == 1
     assert worker.finish(worker.cancelled(running), worker.released(released)) == "kk"
     assert is_cancelled(full, released)
     full.audit()

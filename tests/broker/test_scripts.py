@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from taskq.broker import commands, queries, scripts
-from taskq.broker.commands import Blame, Command, Finish, Room
+from taskq.broker.commands import Blame, Command, Finish, Order, Room
 from tests.broker.drivers import Driver
-from tests.broker.queues import ADD, CRAWL, LEASE_MS, MAIL, TICK_MS, Queue
+from tests.broker.queues import ADD, CRAWL, LEASE_MS, MAIL, TICK_MS, Queue, order
 
 ALL = scripts.names()
 each_script = pytest.mark.parametrize("name", ALL)
@@ -67,11 +67,12 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
             commands.discard(base, 0, ids=[b"f" * 32, b"e" * 32]),
         ],
         "cancel": [
-            commands.cancel(base, one.message.id, b"reason", terminate=False),
-            commands.cancel(base, "f" * 32, b"", terminate=True),
+            commands.cancel(base, one.message.id, order("reason")),
+            commands.cancel(base, "f" * 32, order(terminate=True)),
         ],
         "orders": [commands.orders(base, worker.id)],
         "wake": [commands.wake(base, "a child")],
+        "disobey": [commands.disobey(base, worker.id, [Order(b"f" * 42, order())])],
         "purge": [commands.purge(base, "reason"), commands.purge(base, "reason", ADD)],
         "reclaim": [
             commands.reclaim(base, LEASE_MS, TICK_MS),

@@ -347,7 +347,7 @@ class Model(RuleBasedStateMachine):
     @rule(worker=st.integers(0, 2))
     def ask_for_orders(self, worker: int) -> None:
         one = self.workers[worker]
-        told = {order.id for order in one.orders()}
+        told = {order.id.decode() for order in one.orders()}
         assert told == {id for id, it in self._in(RUNNING).items() if it.holder is one and it.asked}
 
     @precondition(lambda self: self.known)

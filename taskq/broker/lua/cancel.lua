@@ -1,9 +1,13 @@
 -- cancel: take a message back: at once where it waits, by its worker where it runs.
 -- KEYS  base
--- ARGV  publish id reason terminate    terminate: 't' or '-'
+-- ARGV  publish id order    order: 't' to end the process or '-', a proof of 25 bytes, the reason
 -- Returns 'cancelled' | 'told' | 'over' | 'unknown'
--- use: core clock records lanes scheduled
-local publish, id, reason, terminate = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+-- use: core clock records cancels lanes scheduled
+local publish, id, order = ARGV[1], ARGV[2], ARGV[3]
+if not string.find(order, '^[t-]') or #order < PROVEN then
+  return redis.error_reply('ERR not an order')
+end
+local reason = sub(order, PROVEN + 1)
 call('HDEL', base .. 'seqs', '')
 local record = call('GET', base .. 'm:' .. id)
 if not record then return 'unknown' end
@@ -32,11 +36,10 @@ if call('HEXISTS', base .. 'running:' .. worker, field) == 0
 end
 local key, wake = base .. 'cancels:' .. worker, base .. 'wake:' .. worker
 local earlier = call('HGET', key, id)
--- A second call may ask for more than the first, not for less; the first reason stays.
-if not earlier or sub(earlier, 1, 10) ~= seq then
-  call('HSET', key, id, seq .. terminate .. reason)
-elseif terminate == 't' then
-  call('HSET', key, id, seq .. terminate .. sub(earlier, 12))
+-- A second call may ask for more than the first, not for less. What it asks is proven as a
+-- whole, so it takes the first one's place as a whole.
+if not earlier or sub(earlier, 1, 10) ~= seq or sub(order, 1, 1) == 't' then
+  call('HSET', key, id, seq .. order)
 end
 if call('LLEN', wake) == 0 then call('LPUSH', wake, '1') end
 call('PEXPIRE', wake, 60000)

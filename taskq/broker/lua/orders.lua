@@ -1,7 +1,7 @@
 -- orders: which of its messages a child is to cancel.
 -- KEYS  base
 -- ARGV  worker
--- Returns {(field order)*}    order: 't' to end the process, else '-', and the reason
+-- Returns {(field order)*}    order: 't' to end the process, else '-', proof, reason
 -- use: core cancels
 -- A first write that removes, before what has ended is dropped.
 call('HDEL', base .. 'seqs', '')

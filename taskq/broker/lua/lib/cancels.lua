@@ -1,5 +1,8 @@
 -- What a worker is to cancel: `cancels:<worker>` maps the id of a message that it holds to
--- `<number of the claim(10)><'t' terminate, else '-'><reason>`. Needs core and records.
+-- `<number of the claim(10)><'t' terminate, else '-'><proof(25)><reason>`. The proof is for
+-- the worker: no script can tell whether it is good. Needs core and records.
+local PROVEN = 26
+
 -- The order for this claim, if there is one.
 local function order_for(worker, field)
   local order = call('HGET', base .. 'cancels:' .. worker, sub(field, 1, 32))
@@ -9,7 +12,7 @@ end
 -- Its worker does not want the message any more, and nobody else is to have it.
 local function call_off(publish, worker, id, record, order)
   call('HDEL', base .. 'cancels:' .. worker, id)
-  resolve(publish, id, 'c', record, sub(order, 12), DAY)
+  resolve(publish, id, 'c', record, sub(order, 10 + PROVEN + 1), DAY)
 end
 
 -- Field and order of all that the worker still holds; what ended meanwhile is dropped.
