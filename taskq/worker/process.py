@@ -20,6 +20,8 @@ from taskq.worker.channel import Channel, Note
 # Of what faulthandler wrote.
 _MOST_DUMP = 64 << 10
 _MOST_WORDS = 200
+# When its time is over, a child that has not ended is killed.
+_KILL_AFTER = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class ChildProcess:
         # Told to end; and the child that has taken its place already.
         self.leaving = False
         self.successor: ChildProcess | None = None
-        self.handing_back = False
+        self._handing_back = False
         # It said that it leaves, and has given back what it held.
         self.bye = False
         self.born = clock.monotonic()
@@ -104,6 +106,36 @@ class ChildProcess:
     def serves(self) -> bool:
         """Whether it has loaded the app and told what it serves."""
         return self.hello is not None
+
+    def hear(self, note: Note) -> None:
+        """Keep what it tells of itself."""
+        if note["kind"] == "failed":
+            self.failed = note["reason"]
+        elif note["kind"] == "members":
+            self.members = note["members"]
+        elif note["kind"] == "retrying":
+            self.retrying = note["count"]
+        elif note["kind"] == "pong":
+            self.pinged_at, self.answered_at = None, clock.monotonic()
+        elif note["kind"] == "bye":
+            self.bye = True
+
+    def drain(self, seconds: float) -> None:
+        """Let what runs end, at most so long; then it leaves."""
+        self.channel.send({"kind": "drain", "seconds": seconds})
+
+    def retire(self, seconds: float) -> None:
+        """Drain it while the others go on: nobody else looks whether it leaves in time."""
+        self.leaving = True
+        self.kill_at = clock.monotonic() + seconds + _KILL_AFTER
+        self.drain(seconds)
+
+    def hand_back(self) -> None:
+        """Let it give back what has not ended, and leave; once is enough."""
+        if not self._handing_back:
+            self._handing_back = True
+            self.kill_at = min(self.kill_at, clock.monotonic() + _KILL_AFTER)
+            self.channel.send({"kind": "hand_back"})
 
     def kill(self, cause: Cause = Cause.OURS, why: str = "") -> None:
         """End it and its own children now; `why` is told where a message is charged."""

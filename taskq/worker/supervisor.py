@@ -33,8 +33,6 @@ log = logging.getLogger("taskq.worker")
 
 _RESTART_MOST = 2.0
 _RESTART_RESET = 10.0
-# After `hand_back`, a child that has not ended is killed.
-_KILL_AFTER = 5.0
 _TICK = 0.25
 
 
@@ -149,24 +147,11 @@ class Supervisor:
                 self._terminate(child, note["id"])
             elif note["kind"] == "spent":
                 self._recycle(child, note["why"])
+            elif note["kind"] == "alive":
+                self._alive[child.number] = clock.monotonic() - note["ago"]
             else:
-                self._jot_down(child, note)
+                child.hear(note)
         return notes is not None
-
-    def _jot_down(self, child: ChildProcess, note: Note) -> None:
-        """Keep what a child tells of itself."""
-        if note["kind"] == "failed":
-            child.failed = note["reason"]
-        elif note["kind"] == "members":
-            child.members = note["members"]
-        elif note["kind"] == "retrying":
-            child.retrying = note["count"]
-        elif note["kind"] == "alive":
-            self._alive[child.number] = clock.monotonic() - note["ago"]
-        elif note["kind"] == "pong":
-            child.pinged_at, child.answered_at = None, clock.monotonic()
-        elif note["kind"] == "bye":
-            child.bye = True
 
     def _welcome(self, child: ChildProcess, hello: Note) -> None:
         """Take a child into service; the first has told what the app is."""
@@ -322,17 +307,14 @@ class Supervisor:
         self._stopping = True
         self._hand_back_at = clock.monotonic() + seconds
         for child in self._children:
-            if child.hello is None:
-                child.kill()
+            if child.serves:
+                child.drain(seconds)
             else:
-                child.channel.send({"kind": "drain", "seconds": seconds})
+                child.kill()
 
     def _hand_back(self) -> None:
         for child in self._children:
-            if not child.handing_back:
-                child.handing_back = True
-                child.kill_at = min(child.kill_at, clock.monotonic() + _KILL_AFTER)
-                child.channel.send({"kind": "hand_back"})
+            child.hand_back()
 
     def _look_around(self) -> None:
         """Do what its time has come for."""
@@ -383,9 +365,7 @@ class Supervisor:
                 self._drain(earlier)
 
     def _drain(self, child: ChildProcess) -> None:
-        child.leaving = True
-        child.kill_at = clock.monotonic() + self._patience + _KILL_AFTER
-        child.channel.send({"kind": "drain", "seconds": self._patience})
+        child.retire(self._patience)
 
     def _reload(self, changed: str) -> None:
         log.info("%s changed; restarting", changed)
