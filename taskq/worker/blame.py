@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
+from taskq.broker.commands import Blame
 from taskq.worker.board import Entry, overdue
 
 # So many children with one slot run at a time, each for a message that may kill it.
@@ -46,6 +47,19 @@ class Charge(msgspec.Struct, frozen=True):
 
     letter: str
     entry: Entry
+
+    def blame(self, death: Death, most: int) -> Blame:
+        """Return it for `reclaim`; `most` crashes are allowed where the task says nothing."""
+        budget = self.entry.budget or most
+        return Blame(self.letter, self.entry.field, budget, self._reason(death, budget))
+
+    def _reason(self, death: Death, budget: int) -> str:
+        """Return what the future of the message raises, if it ends by this death."""
+        if self.letter == "t":
+            limit = self.entry.deadline - self.entry.started
+            return f"ran past its hard_timeout of {limit:g} s; its process was killed"
+        often = "once" if budget == 1 else f"{budget} times"
+        return f"killed its process {often}; the last one ended {death.words}"
 
 
 def charges(entries: Iterable[Entry], death: Death) -> list[Charge]:

@@ -12,13 +12,13 @@ import selectors
 import sys
 from collections import deque
 
-from taskq.broker.commands import Blame, Kept, Order
+from taskq.broker.commands import Kept, Order
 from taskq.broker.connection import Endpoint
 from taskq.model import clock
 from taskq.model.signing import Keyring
 from taskq.worker import gate, memory, zombies
-from taskq.worker.blame import MOST_ALONE, Cause, Death, charges
-from taskq.worker.board import CLAIMED, STARTED, Entry
+from taskq.worker.blame import MOST_ALONE, Cause, charges
+from taskq.worker.board import CLAIMED, STARTED
 from taskq.worker.burst import BurstWatch
 from taskq.worker.channel import Note
 from taskq.worker.guard import Guard
@@ -246,12 +246,7 @@ class Supervisor:
                 log.error("its last words:\n%s", dump)
         for member in child.members.items():
             blames = [
-                Blame(
-                    charge.letter,
-                    charge.entry.field,
-                    charge.entry.budget or self._max_crashes,
-                    self._reason(charge.letter, charge.entry, death),
-                )
+                charge.blame(death, self._max_crashes)
                 for charge in found
                 if child.queue_of(charge.entry) == member[0]
             ]
@@ -260,15 +255,6 @@ class Supervisor:
         if self._guard is not None:
             self._guard.forget(child)
         child.close()
-
-    def _reason(self, letter: str, entry: Entry, death: Death) -> str:
-        """Return what the future of a message raises, if it ends by this death."""
-        if letter == "t":
-            limit = entry.deadline - entry.started
-            return f"ran past its hard_timeout of {limit:g} s; its process was killed"
-        times = entry.budget or self._max_crashes
-        often = "once" if times == 1 else f"{times} times"
-        return f"killed its process {often}; the last one ended {death.words}"
 
     def _replace(self, child: ChildProcess) -> None:
         """Start another in its place: at once, then with growing pauses."""
