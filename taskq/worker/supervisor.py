@@ -27,6 +27,7 @@ from taskq.worker.reload import FileWatch
 from taskq.worker.roll import Roll
 from taskq.worker.signals import Signals
 from taskq.worker.staff import Staff
+from taskq.worker.stopping import Stopping
 from taskq.worker.vitals import Vitals
 
 log = logging.getLogger("taskq.worker")
@@ -53,10 +54,9 @@ class Supervisor:
         self._roll = Roll(self._staff.start, self._staff.retire)
         # Whether what tasks leave behind is ours to reap.
         self._init = zombies.is_init()
-        self._stopping = False
-        self._hand_back_at = float("inf")
+        self._stopping = Stopping(self._staff)
         # Members that Redis did not know, once: the child may know already.
-        self._suspects: set[Member] = set()
+        self._unknown: set[Member] = set()
         self._guard: Guard | None = None
         # When the next hard limit passes.
         self._look_at = float("inf")
@@ -70,7 +70,7 @@ class Supervisor:
         """Work until stopped; return the exit code: 0, or 2 if the app cannot be served."""
         with self._signals:
             self._staff.start(1)
-            while self._staff or not self._stopping:
+            while self._staff or not self._stopping.begun:
                 self._wait()
                 self._reap()
                 self._obey_signals()
@@ -174,17 +174,8 @@ class Supervisor:
                 pass
             self._staff.remove(child)
             self._bury(child, code)
-            if self._stopping:
-                continue
-            if self._maintenance is None:
-                # No child has ever served the app: another would not either.
-                unsaid = f"the first child ended {ended(code)} before the app was loaded"
-                self._failed, self._stopping = child.failed or unsaid, True
-            elif child.alone:
-                if child.failed:
-                    log.error("a child for suspects cannot start: %s", child.failed)
-            elif child.successor is None:
-                self._staff.replace(child)
+            if not self._stopping.begun:
+                self._make_up_for(child, code)
         if self._init:
             zombies.reap([child.pid for child in self._staff])
 
@@ -209,16 +200,31 @@ class Supervisor:
             self._guard.forget(child)
         child.close()
 
+    def _make_up_for(self, child: ChildProcess, code: int) -> None:
+        """Have another take its place, if that is any use."""
+        if self._maintenance is None:
+            # No child has ever served the app: another would not either.
+            unsaid = f"the first child ended {ended(code)} before the app was loaded"
+            self._give_up(child.failed or unsaid)
+        elif child.alone:
+            if child.failed:
+                log.error("a child for suspects cannot start: %s", child.failed)
+        elif child.successor is None:
+            self._staff.replace(child)
+
+    def _give_up(self, why: str) -> None:
+        self._failed = why
+        self._stopping.begin(0.0)
+
     def _obey_signals(self) -> None:
-        if self._maintenance is not None and not self._stopping and self._signals.take_restart():
+        serving = self._maintenance is not None and not self._stopping.begun
+        if serving and self._signals.take_restart():
             self._restart()
-        if self._signals.stops and not self._stopping:
+        if self._signals.stops and not self._stopping.begun:
             log.info("stopping: waiting for running tasks, %g s at most", self._staff.patience)
-            self._stop(self._staff.patience)
-        if self._signals.stops > 1 and self._hand_back_at > 0:
-            log.info("stopping now: unfinished messages go back to their queues")
-            self._hand_back_at = 0.0
-            self._hand_back()
+            self._stopping.begin(self._staff.patience)
+        if self._signals.stops > 1:
+            self._stopping.hurry()
 
     def _restart(self) -> None:
         regular = [child for child in self._staff if not child.alone]
@@ -229,27 +235,19 @@ class Supervisor:
             if child.alone:
                 self._staff.retire(child)
 
-    def _stop(self, seconds: float) -> None:
-        self._stopping = True
-        self._hand_back_at = clock.monotonic() + seconds
+    def _reload(self, changed: str) -> None:
+        log.info("%s changed; restarting", changed)
         for child in self._staff:
-            if child.serves:
-                child.drain(seconds)
-            else:
-                child.kill()
-
-    def _hand_back(self) -> None:
-        for child in self._staff:
-            child.hand_back()
+            self._staff.retire(child)
+        self._staff.hurry()
 
     def _look_around(self) -> None:
         """Do what its time has come for."""
         now = clock.monotonic()
         if self._vitals is not None:
             self._tell(self._vitals, now)
-        if self._stopping:
-            if now > self._hand_back_at + 0.5:
-                self._hand_back()
+        if self._stopping.begun:
+            self._stopping.step(now)
         else:
             self._go_on(now)
         for child in self._staff:
@@ -265,24 +263,17 @@ class Supervisor:
         if self._maintenance is not None:
             self._staff.start_alone(self._maintenance.suspects)
         if self._refused:
-            self._failed = self._refused
-            self._stop(0.0)
+            self._give_up(self._refused)
         if self._burst is not None and self._burst.idle:
             log.info("nothing is left to do")
-            self._stop(self._staff.patience)
+            self._stopping.begin(self._staff.patience)
         if self._orders.reload and (changed := self._files.changed()):
             self._reload(changed)
 
     def _recycle(self, child: ChildProcess, why: str) -> None:
         """Replace a child that works, unless all are to end."""
-        if not self._stopping:
+        if not self._stopping.begun:
             self._staff.recycle(child, why)
-
-    def _reload(self, changed: str) -> None:
-        log.info("%s changed; restarting", changed)
-        for child in self._staff:
-            self._staff.retire(child)
-        self._staff.hurry()
 
     def _tell(self, vitals: Vitals, now: float) -> None:
         """Pass on the signs of life."""
@@ -292,7 +283,7 @@ class Supervisor:
         }
         vitals.frozen = [child.pid for child in self._staff if child.frozen]
         if self._maintenance is not None:
-            vitals.state = "stopping" if self._stopping else "serving"
+            vitals.state = "stopping" if self._stopping.begun else "serving"
             vitals.redis_at, vitals.redis_pause = self._maintenance.reached
 
     def _members(self) -> list[Member]:
@@ -302,10 +293,10 @@ class Supervisor:
 
     def _lost(self, member: Member) -> None:
         """Redis does not know a child's lease: replace the child, unless it has seen it."""
-        if member not in self._suspects:
-            self._suspects.add(member)
+        if member not in self._unknown:
+            self._unknown.add(member)
             return
-        self._suspects.discard(member)
+        self._unknown.discard(member)
         for child in self._staff:
             if member in child.members.items():
                 log.error("child %d lost its lease and does not answer; replacing it", child.pid)
