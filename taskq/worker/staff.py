@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from taskq.model import clock
 from taskq.worker.blame import MOST_ALONE
 from taskq.worker.channel import Note
+from taskq.worker.maintenance import Member
 from taskq.worker.process import ChildProcess, Orders
 
 log = logging.getLogger("taskq.worker")
@@ -37,6 +38,8 @@ class Staff:
         # When to start a child again, and the pause before the one after, by place.
         self._restarts: dict[int, float] = {}
         self._pauses: dict[int, float] = {}
+        # Members that Redis did not know, once: the child may know already.
+        self._unknown: set[Member] = set()
         # How many children for suspects there have been.
         self._alone = 0
 
@@ -134,6 +137,21 @@ class Staff:
     def hurry(self) -> None:
         """Let nobody pause any longer: the code is another one."""
         self._restarts = dict.fromkeys(self._restarts, 0.0)
+
+    def members(self) -> list[Member]:
+        """Return whose leases are to be renewed."""
+        return [member for child in self if not child.frozen for member in child.members.items()]
+
+    def lost(self, member: Member) -> None:
+        """Redis does not know a child's lease: replace the child, unless it has seen it."""
+        if member not in self._unknown:
+            self._unknown.add(member)
+            return
+        self._unknown.discard(member)
+        for child in self:
+            if member in child.members.items():
+                log.error("child %d lost its lease and does not answer; replacing it", child.pid)
+                child.kill()
 
     def retries(self) -> int:
         """Return how many messages wait for another attempt; 1 where nobody is there to tell."""

@@ -1,6 +1,6 @@
-"""How children end once all are to: they drain, hand back when time is over, and are killed.
+"""How all children are told to end: they drain, and hand back when their time is over.
 
-Stopping twice is legal.
+Stopping twice is legal. Who does not leave even then is killed by the supervisor.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Stopping:
             self._hand_back()
 
     def step(self, now: float) -> None:
-        """Do what its time has come for."""
+        """Let all hand back once their time is over."""
         if now > self._over_at + _GRACE_SECONDS:
             self._hand_back()
 

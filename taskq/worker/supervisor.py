@@ -15,12 +15,12 @@ from taskq.broker.commands import Kept, Order
 from taskq.broker.connection import Endpoint
 from taskq.model import clock
 from taskq.model.signing import Keyring
-from taskq.worker import gate, memory, zombies
-from taskq.worker.blame import Cause, charges
+from taskq.worker import gate, zombies
 from taskq.worker.board import CLAIMED, STARTED
 from taskq.worker.burst import BurstWatch
 from taskq.worker.channel import Note
 from taskq.worker.guard import Guard
+from taskq.worker.inquest import Inquest
 from taskq.worker.maintenance import Maintenance, Member
 from taskq.worker.process import ChildProcess, Orders, ended
 from taskq.worker.reload import FileWatch
@@ -41,30 +41,28 @@ class Supervisor:
     def __init__(self, orders: Orders, vitals: Vitals | None = None) -> None:
         self._orders = orders
         self._vitals = vitals
-        self._staff = Staff(orders)
-        self._maintenance: Maintenance | None = None
-        self._burst: BurstWatch | None = None
-        self._files = FileWatch()
-        self._failed: str | None = None
-        # Why no worker may serve on this Redis, found when it was reached at last.
-        self._refused: str | None = None
-        # The app and the URL that the children serve.
-        self._served: tuple[str, str] | None = None
         self._signals = Signals()
+        self._staff = Staff(orders)
         self._roll = Roll(self._staff.start, self._staff.retire)
+        self._stopping = Stopping(self._staff)
+        self._inquest = Inquest()
+        self._files = FileWatch()
         # Whether what tasks leave behind is ours to reap.
         self._init = zombies.is_init()
-        self._stopping = Stopping(self._staff)
-        # Members that Redis did not know, once: the child may know already.
-        self._unknown: set[Member] = set()
+        # The app and the URL that the children serve, and what begins once they are known.
+        self._served: tuple[str, str] | None = None
+        self._max_crashes = 3
+        self._maintenance: Maintenance | None = None
         self._guard: Guard | None = None
+        self._burst: BurstWatch | None = None
         # When the next hard limit passes.
         self._look_at = float("inf")
-        # How many processes the system had killed for want of memory, at the last look.
-        self._starved = memory.kills()
-        self._max_crashes = 3
         # What maintenance heard that is to be cancelled.
         self._told: deque[tuple[Member, list[Order]]] = deque()
+        # Why no worker may serve on this Redis, found when it was reached at last.
+        self._refused: str | None = None
+        # Why this one gave up.
+        self._failed: str | None = None
 
     def run(self) -> int:
         """Work until stopped; return the exit code: 0, or 2 if the app cannot be served."""
@@ -146,7 +144,7 @@ class Supervisor:
         self._maintenance = Maintenance(
             hello["app"], endpoint, hello["queues"],
             keyring=keyring, lease=hello["lease"], digest=hello["digest"],
-            kept=Kept(*hello["kept"]), members=self._members, lost=self._lost,
+            kept=Kept(*hello["kept"]), members=self._staff.members, lost=self._staff.lost,
             orders=self._ordered,
             first=None if hello["examined"] else functools.partial(self._examine, endpoint, hello),
         )  # fmt: skip
@@ -180,20 +178,8 @@ class Supervisor:
             zombies.reap([child.pid for child in self._staff])
 
     def _bury(self, child: ChildProcess, code: int) -> None:
-        """Say what it died of, and take back what it held."""
-        starved, self._starved = self._starved, memory.kills()
-        death = child.death(code, starved=self._starved > starved)
-        found = charges(child.board.entries(STARTED), death)
-        if death.cause is not Cause.OURS and not child.failed:
-            log.error("child %d ended %s", child.pid, death.words)
-            if dump := child.dump():
-                log.error("its last words:\n%s", dump)
-        for member in child.members.items():
-            blames = [
-                charge.blame(death, self._max_crashes)
-                for charge in found
-                if child.queue_of(charge.entry) == member[0]
-            ]
+        """Charge its death, and take back what it held."""
+        for member, blames in self._inquest.hold(child, code, self._max_crashes).items():
             if self._maintenance is not None:
                 self._maintenance.reclaim(member, blames)
         if self._guard is not None:
@@ -242,7 +228,7 @@ class Supervisor:
         self._staff.hurry()
 
     def _look_around(self) -> None:
-        """Do what its time has come for."""
+        """Do that whose time has come."""
         now = clock.monotonic()
         if self._vitals is not None:
             self._tell(self._vitals, now)
@@ -285,22 +271,6 @@ class Supervisor:
         if self._maintenance is not None:
             vitals.state = "stopping" if self._stopping.begun else "serving"
             vitals.redis_at, vitals.redis_pause = self._maintenance.reached
-
-    def _members(self) -> list[Member]:
-        return [
-            member for child in self._staff if not child.frozen for member in child.members.items()
-        ]
-
-    def _lost(self, member: Member) -> None:
-        """Redis does not know a child's lease: replace the child, unless it has seen it."""
-        if member not in self._unknown:
-            self._unknown.add(member)
-            return
-        self._unknown.discard(member)
-        for child in self._staff:
-            if member in child.members.items():
-                log.error("child %d lost its lease and does not answer; replacing it", child.pid)
-                child.kill()
 
     def _ordered(self, member: Member, orders: list[Order]) -> None:
         """Take down what is to be cancelled, as maintenance heard it."""
