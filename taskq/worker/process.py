@@ -14,7 +14,7 @@ import tempfile
 from taskq.model import clock
 from taskq.worker import blame, memory
 from taskq.worker.blame import Cause, Death
-from taskq.worker.board import BoardView, Entry
+from taskq.worker.board import CLAIMED, STARTED, BoardView, Entry
 from taskq.worker.channel import Channel, Note
 
 # Of what faulthandler wrote.
@@ -176,6 +176,11 @@ class ChildProcess:
         """Return the queue of a message on its board."""
         queues: list[str] = self.hello["queues"] if self.hello else []
         return queues[entry.queue] if entry.queue < len(queues) else ""
+
+    def held(self, queue: str) -> set[bytes]:
+        """Return the fields of a queue's messages that it has on its board, claimed or begun."""
+        entries = self.board.entries(CLAIMED, STARTED)
+        return {entry.field for entry in entries if self.queue_of(entry) == queue}
 
     def memory(self) -> int | None:
         """Return the bytes of memory it uses."""

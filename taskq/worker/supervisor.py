@@ -16,7 +16,6 @@ from taskq.broker.connection import Endpoint
 from taskq.model import clock
 from taskq.model.signing import Keyring
 from taskq.worker import gate, zombies
-from taskq.worker.board import CLAIMED, STARTED
 from taskq.worker.burst import BurstWatch
 from taskq.worker.channel import Note
 from taskq.worker.guard import Guard
@@ -286,11 +285,7 @@ class Supervisor:
                     continue
                 child.channel.send({"kind": "cancel"})
                 # Redis alone does not say what it holds: an order may have been moved there.
-                held = {
-                    entry.field
-                    for entry in child.board.entries(CLAIMED, STARTED)
-                    if child.queue_of(entry) == member[0]
-                }
+                held = child.held(member[0])
                 for order in orders:
                     if order.terminate and order.field in held:
                         self._terminate(child, order.id.decode())
