@@ -16,11 +16,11 @@ NO_PYTHON := found no Python >= 3.11 that can make a venv; install one (Debian: 
 VENV_WORKS = $(shell $(BIN)/python -c "import pip, sys; sys.exit(sys.version_info < (3, 11))" \
 	>/dev/null 2>&1 && echo yes)
 
-.PHONY: help setup demo test test-all soak check bench wheel clean
+.PHONY: help setup demo test test-all soak check bench bench-peers wheel clean
 .DELETE_ON_ERROR:
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.dev ## Make .venv with everything for working on taskq (done by need)
 
@@ -47,6 +47,9 @@ check: $(VENV)/.dev ## Check format, lint, types and import layers
 
 bench: $(VENV)/.dev ## Run the benchmarks (ARGS=…)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: $(VENV)/.dev ## Measure taskq beside its peers, up to 30 minutes (ARGS=…)
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 # What the smoke test runs beside a worker, with nothing of this folder at hand.
 define SMOKE
@@ -79,7 +82,7 @@ wheel: $(VENV)/.dev ## Build the wheel into dist/ and try it in a venv and folde
 	echo "the wheel works: $${wheel##*/}"
 
 clean: ## Remove all that make made
-	rm -rf $(VENV) .demo build dist *.egg-info
+	rm -rf $(VENV) .bench .demo build dist *.egg-info
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

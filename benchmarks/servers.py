@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import tempfile
 import time
@@ -15,19 +16,24 @@ import redis
 
 from taskq.broker.embedded import find_binary
 
+LOOPBACK = "127.0.0.1"
 START_SECONDS = 15.0
 STOP_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def own_server() -> Iterator[str]:
-    """Yield the URL of a server without persistence, which ends with the block."""
+def own_server(*, loopback: bool = False) -> Iterator[str]:
+    """Yield the URL of a server without persistence, which ends with the block.
+
+    It listens on a Unix socket, or on a port of this machine alone: not every client speaks both.
+    """
     binary = find_binary(os.environ.get("TASKQ_REDIS_SERVER"), path=True)
     with tempfile.TemporaryDirectory(prefix="tqb-") as name:
         folder = Path(name)
-        process = _start(binary, folder)
+        port = _free_port() if loopback else 0
+        process = _start(binary, folder, port)
         try:
-            url = f"unix://{folder}/s"
+            url = f"redis://{LOOPBACK}:{port}/0" if port else f"unix://{folder}/s"
             _wait_until_ready(url, process, folder)
             yield url
         finally:
@@ -60,9 +66,16 @@ def remove(url: str, prefix: str) -> None:
             client.unlink(*page)
 
 
-def _start(binary: str, folder: Path) -> subprocess.Popen[bytes]:
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind((LOOPBACK, 0))
+        return int(one.getsockname()[1])
+
+
+def _start(binary: str, folder: Path, port: int) -> subprocess.Popen[bytes]:
     options = {
-        "port": "0",
+        "bind": LOOPBACK,
+        "port": str(port),
         "unixsocket": f"{folder}/s",
         "unixsocketperm": "700",
         "dir": str(folder),
