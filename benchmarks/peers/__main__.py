@@ -21,6 +21,7 @@ from benchmarks.peers.catalog import PEERS
 from benchmarks.peers.counters import Server
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.runner import Measurement, Plan
+from benchmarks.peers.summary import figure
 from benchmarks.peers.workloads import WORKLOADS, Bench
 from taskq.model.signing import new_secret
 
@@ -100,7 +101,7 @@ def _versions(peers: Iterable[Peer]) -> dict[str, dict[str, str]]:
 
 
 def _tell(one: Measurement) -> None:
-    figures = ", ".join(f"{name} {report.figure(value)}" for name, value in one.figures.items())
+    figures = ", ".join(f"{name} {figure(value)}" for name, value in one.figures.items())
     say(f"round {one.round + 1}, {one.workload}, {one.peer}: {one.error or figures}")
 
 

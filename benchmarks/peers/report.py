@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.peers.catalog import OURS, PEERS, named
 from benchmarks.peers.peer import Peer
-from benchmarks.peers.summary import IDLE, METRICS, Comparison, Metric, Ratio, Summary
+from benchmarks.peers.summary import IDLE, METRICS, Comparison, Metric, Ratio, Summary, figure
 from benchmarks.peers.workloads import WORKLOADS
 
 COUNTED = ("enqueue", "drain", "drain, no results")
@@ -65,10 +65,9 @@ def _opening(data: Mapping[str, Any]) -> str:
     stopped = "\nIt was stopped at its time limit: not every row has every round." if cut else ""
     quick = data["scale"] < 1 or data["rounds"] < 3
     coarse = "\n**A trial run: too short to compare anything.**" if quick else ""
-    return (
-        f"Written by `make bench-peers`; made anew by running that. Medians of {data['rounds']} "
-        f"rounds.{stopped}{coarse}\n\n" + "\n".join(conditions)
-    )
+    said = "Written by `make bench-peers`, and made anew by running that."
+    rounds = f"- rounds: {data['rounds']}, of which medians are shown"
+    return "\n".join([said + stopped + coarse, "", *conditions, rounds])
 
 
 def _ratios(comparisons: Iterable[Comparison]) -> str:
@@ -102,18 +101,18 @@ def _against(ratio: Ratio | None, *, name: bool = True) -> str:
 
 
 def _ahead(comparisons: Iterable[Comparison]) -> str:
-    lines = []
-    for one in comparisons:
-        for ratio in one.ahead:
-            peer = named(ratio.rival)
-            sure = max(ratio.rounds) < 1
-            much = f"{figure(1 / ratio.median)} times as fast as {one.ours}"
-            lines.append(
-                f"- {one.metric.title}: **{peer.name}** is {much}"
-                f"{'' if sure else ', though not in every round'}"
-                f"{'' if peer.safe else '; it is not safe against a killed worker'}."
-            )
+    lines = [
+        f"- {one.metric.title}, against {one.ours}: {'; '.join(map(_lead, one.ahead))}"
+        for one in comparisons
+        if one.ahead
+    ]
     return "\n".join(lines) or "Nowhere in this run was the median of a peer better."
+
+
+def _lead(ratio: Ratio) -> str:
+    sure = "" if max(ratio.rounds) < 1 else ", though not in every round"
+    safe = "" if named(ratio.rival).safe else " (not safe)"
+    return f"**{ratio.rival}**{safe} is {figure(1 / ratio.median)} times as fast{sure}"
 
 
 def _who(summary: Summary, data: Mapping[str, Any]) -> str:
@@ -209,10 +208,3 @@ def _cell(text: str) -> str:
     if text.count("`") % 2 or "``" in text:
         text = text.replace("`", "'")
     return text.replace("|", "/").replace("](", "] (").replace("~~~", "~~").replace("\n", " ")
-
-
-def figure(value: float) -> str:
-    """Return a number as people read it: three digits that mean something."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"

@@ -122,12 +122,13 @@ class Summary:
         """Return each of our rows beside the peers; coroutines beside coroutines."""
         found = []
         for metric in METRICS:
-            for ours in self.peers(metric):
-                if ours.project != OURS:
+            having = self.peers(metric)
+            for ours in PEERS:
+                if ours.project != OURS or ours not in having:
                     continue
                 rivals = [
                     self.ratio(metric, ours.name, peer.name)
-                    for peer in self.peers(metric)
+                    for peer in having
                     if peer.project != OURS and (ours.kind in {"def", peer.kind})
                 ]
                 ratios = [one for one in rivals if one]
@@ -152,3 +153,10 @@ class Summary:
             if one["error"]:
                 found.setdefault((one["peer"], one["workload"]), []).append(one["error"])
         return found
+
+
+def figure(value: float) -> str:
+    """Return a number as people read it: three digits that mean something."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
