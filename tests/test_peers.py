@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from click.testing import CliRunner
 
 from benchmarks import servers
+from benchmarks.peers import __main__ as program
 from benchmarks.peers import environments, plots, processes, report, runner
 from benchmarks.peers.catalog import OURS, PEERS, named
 from benchmarks.peers.counters import Server
@@ -96,6 +98,7 @@ def canned() -> dict[str, Any]:
         "absent": {"celery": "no wheel for this Python", "celery threads": "the same"},
         "rounds": 3,
         "scale": 1.0,
+        "minutes": 21.5,
         "stopped": False,
         "measurements": measurements,
     }
@@ -183,7 +186,7 @@ def test_the_report_says_who_how_and_at_what_cost() -> None:
         row = f"| {peer} | {one.distribution} 1.2.3 | {one.kind} | {safe} | {one.safety} |"
         assert f"{row} {one.settings} |" in section(text, "Who was measured")
     assert "| taskq | drain | 0.01 | 0.02 | evalsha 0.01 |" in section(text, "Redis commands")
-    assert "- Python: 3.13.0" in text
+    assert "- Python: 3.13.0\n- rounds: 3, of which medians are shown\n- duration: 21.5" in text
     assert "trial" not in text
     assert "trial" in report.markdown(canned() | {"scale": 0.1})
     assert "time limit" in report.markdown(canned() | {"stopped": True})
@@ -209,6 +212,32 @@ def test_every_metric_belongs_to_a_workload_and_is_drawn() -> None:
     assert {metric.workload for metric in METRICS} == set(WORKLOADS)
     drawn = [metric for metrics in plots.FIGURES.values() for metric in metrics]
     assert drawn == list(METRICS)
+
+
+def test_a_trial_does_not_replace_the_published_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environments, "FOLDER", tmp_path)
+    for name in ("DATA", "DOCS", "TRIAL"):
+        monkeypatch.setattr(program, name, tmp_path / name)
+    (tmp_path / "DOCS").mkdir()
+    (tmp_path / "DOCS" / "ratios.svg").write_text("of a run before")
+    runs = ({"whole": False}, {"scale": 0.5}, {"rounds": 2}, {})
+    for changes, folder in zip(runs, ("TRIAL", "TRIAL", "TRIAL", "DOCS"), strict=True):
+        data = canned() | {"whole": True} | changes
+        (tmp_path / "DATA").write_text(json.dumps(data))
+        said = CliRunner().invoke(program.main, ["--again"]).output
+        assert said.split() == [
+            *["no", "plots:", "matplotlib", "is", "not", "installed", "the", "report:"],
+            str(tmp_path / folder / "report.md"),
+        ]
+    assert [path.name for path in (tmp_path / "DOCS").iterdir()] == ["report.md"]
+
+
+def test_a_peer_that_does_not_exist_is_refused() -> None:
+    done = CliRunner().invoke(program.main, ["--peer", "sidekiq"])
+    assert done.exit_code == 2
+    assert "sidekiq" in done.output
 
 
 def test_rounds_are_interleaved_and_one_failure_ends_nothing(tmp_path: Path) -> None:

@@ -108,23 +108,28 @@ def _tell(one: Measurement) -> None:
 def write(data: dict[str, Any], folder: Path) -> None:
     """Write the plots, then the report that shows them."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = (
-        subprocess.run(
-            [str(environments.program(PLOTS)), "-m", plots.__name__, str(DATA), str(folder)],
-            env=environments.environment(PLOTS, {}),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if environments.program(PLOTS).exists()
-        else None
-    )
-    if drawn is None or drawn.returncode:
-        why = environments.last_line(drawn.stderr) if drawn else "matplotlib is not installed"
+    for name in plots.NAMES:
+        (folder / name).unlink(missing_ok=True)
+    if why := _draw(folder):
         say(f"no plots: {why}")
     shown = [name for name in plots.NAMES if (folder / name).exists()]
     (folder / "report.md").write_text(report.markdown(data, shown), encoding="utf-8")
     say(f"the report: {folder / 'report.md'}")
+
+
+def _draw(folder: Path) -> str:
+    """Draw where matplotlib is; return why not, if it failed."""
+    python = environments.program(PLOTS)
+    if not python.exists():
+        return "matplotlib is not installed"
+    drawn = subprocess.run(
+        [str(python), "-m", plots.__name__, str(DATA), str(folder)],
+        env=environments.environment(PLOTS, {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return environments.last_line(drawn.stderr) if drawn.returncode else ""
 
 
 def say(text: str) -> None:

@@ -67,7 +67,8 @@ def _opening(data: Mapping[str, Any]) -> str:
     coarse = "\n**A trial run: too short to compare anything.**" if quick else ""
     said = "Written by `make bench-peers`, and made anew by running that."
     rounds = f"- rounds: {data['rounds']}, of which medians are shown"
-    return "\n".join([said + stopped + coarse, "", *conditions, rounds])
+    took = f"- duration: {data['minutes']} minutes"
+    return "\n".join([said + stopped + coarse, "", *conditions, rounds, took])
 
 
 def _ratios(comparisons: Iterable[Comparison]) -> str:
