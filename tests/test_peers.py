@@ -20,9 +20,9 @@ from benchmarks.peers import __main__ as program
 from benchmarks.peers import environments, plots, processes, report, runner
 from benchmarks.peers.catalog import OURS, PEERS, named
 from benchmarks.peers.counters import Server
-from benchmarks.peers.peer import Peer, Place
+from benchmarks.peers.peer import Peer, Place, WrongError
 from benchmarks.peers.probe import Reader
-from benchmarks.peers.producer import BlockingProducer, Order, WrongError
+from benchmarks.peers.producer import BlockingProducer, Order
 from benchmarks.peers.runner import Measurement, Plan
 from benchmarks.peers.summary import METRICS, Summary
 from benchmarks.peers.workloads import WORKLOADS, Bench, Measured
@@ -291,6 +291,18 @@ def test_a_producer_checks_every_result() -> None:
     for action in ("together", "trips"):
         with pytest.raises(WrongError):
             BlockingProducer(Echo(wrong=1)).perform(action, Order(50))
+
+
+def test_a_wrong_answer_while_a_worker_starts_is_no_error_yet() -> None:
+    class Starting(Echo):
+        def values(self, handles: Any) -> Any:
+            self.waits = getattr(self, "waits", 0) + 1
+            return handles if self.waits > 1 else [None]
+
+    starting = Starting()
+    assert BlockingProducer(starting).perform("together", Order(50))["rate"] > 0
+    # 1 that failed, 20 in its place, the hundred that warm up, and those that are measured.
+    assert starting.waits == 23
 
 
 def test_what_runs_is_seen_from_outside_in_forks_too(tmp_path: Path) -> None:

@@ -18,6 +18,10 @@ Call = tuple[int, int]
 Kind = Literal["def", "async def"]
 
 
+class WrongError(Exception):
+    """A result is not the one that the task returned."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """Where and how the processes of one measurement work; it travels by variables."""

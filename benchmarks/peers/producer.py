@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -16,16 +17,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.peers.catalog import named
-from benchmarks.peers.peer import Awaited, Blocking, Call, Place
+from benchmarks.peers.peer import Awaited, Blocking, Call, Place, WrongError
 
 AT_ONCE = 100  # awaited calls in flight
 THREADS = 8
 LOT = 1000  # calls in one call for many
 WARM_CALLS = 20
-
-
-class WrongError(Exception):
-    """A result is not the one that the task returned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +80,7 @@ class BlockingProducer:
 
     def perform(self, action: str, order: Order) -> dict[str, float]:
         if order.warm and action != "enqueue":
-            self.round_trips(Order(WARM_CALLS))
+            self.warm_up()
         if order.warm and action != "trips":
             handles = self.enqueue(dataclasses.replace(order, n=AT_ONCE))
             # Without a worker nobody can wait for them.
@@ -94,6 +91,16 @@ class BlockingProducer:
             )
         finally:
             self._client.close()
+
+    def warm_up(self) -> None:
+        """Wait until the worker answers.
+
+        While it starts, a wrong answer is no error yet: SAQ's first sweep can abort a healthy job.
+        """
+        with contextlib.suppress(WrongError):
+            self.round_trips(Order(WARM_CALLS))
+            return
+        self.round_trips(Order(WARM_CALLS))
 
     def timed(self, order: Order) -> dict[str, float]:
         begun = time.perf_counter()
@@ -143,7 +150,7 @@ class AwaitedProducer:
     async def perform(self, action: str, order: Order) -> dict[str, float]:
         await self._client.start()
         if order.warm and action != "enqueue":
-            await self.round_trips(Order(WARM_CALLS))
+            await self.warm_up()
         if order.warm and action != "trips":
             handles = await self.enqueue(dataclasses.replace(order, n=AT_ONCE))
             # Without a worker nobody can wait for them.
@@ -153,6 +160,13 @@ class AwaitedProducer:
             return await actions[action](order)
         finally:
             await self._client.close()
+
+    async def warm_up(self) -> None:
+        """Do as the one that blocks."""
+        with contextlib.suppress(WrongError):
+            await self.round_trips(Order(WARM_CALLS))
+            return
+        await self.round_trips(Order(WARM_CALLS))
 
     async def timed(self, order: Order) -> dict[str, float]:
         begun = time.perf_counter()

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.peers import peer, work
 from benchmarks.peers.adapters.windows import gathered
+from benchmarks.peers.peer import WrongError
 
 
 class SAQ(peer.Peer):
@@ -70,6 +71,8 @@ class Client:
             await handle.refresh()
             if not handle.completed:
                 await asyncio.sleep(0.001)
+        if handle.error:
+            raise WrongError(handle.error)
         return handle.result
 
     async def close(self) -> None:
