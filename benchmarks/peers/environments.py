@@ -65,13 +65,19 @@ def make(projects: Iterable[str], python: str) -> dict[str, str]:
 def _make(project: str, python: str) -> None:
     file = REQUIREMENTS / f"{project}.txt"
     stamp = FOLDER / project / "made"
-    wanted = hashlib.sha256(f"{python}\n{file.read_text(encoding='utf-8')}".encode()).hexdigest()
+    wanted = _digest(python, file.read_text(encoding="utf-8"))
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return
     _run([python, "-m", "venv", "--clear", str(FOLDER / project)])
     pip = [str(program(project)), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     _run([*pip, "-r", str(file)])
     stamp.write_text(wanted, encoding="utf-8")
+
+
+def _digest(python: str, requirements: str) -> str:
+    """Return what an environment was made from: where this checkout is one, what it needs."""
+    ours = (ROOT / "setup.cfg").read_text(encoding="utf-8") if "-e ." in requirements else ""
+    return hashlib.sha256(f"{python}\n{requirements}\n{ours}".encode()).hexdigest()
 
 
 def _run(words: list[str]) -> None:
