@@ -101,8 +101,10 @@ class Supervisor:
         for note in notes or ():
             if note["kind"] == "hello":
                 self._files.watch(note["files"])
-                self._welcome(child, note)
-                self._staff.relieve(child)
+                # One that says it after the end has begun has been killed meanwhile.
+                if not self._stopping.begun:
+                    self._welcome(child, note)
+                    self._staff.relieve(child)
             elif note["kind"] == "terminate":
                 self._terminate(child, note["id"])
             elif note["kind"] == "spent":
@@ -123,8 +125,9 @@ class Supervisor:
             return
         child.hello, self._served = hello, (hello["app"], hello["url"])
         self._staff.alive[child.number] = clock.monotonic()
-        self._staff.learn(hello)
-        self._max_crashes = hello["max_crashes"]
+        if not child.alone:
+            self._staff.learn(hello)
+            self._max_crashes = hello["max_crashes"]
         if self._maintenance is None:
             self._begin(hello, keyring)
         elif not child.alone:  # its tasks have other names, so another digest

@@ -107,7 +107,7 @@ def test_a_worker_that_drains_is_healthy(shell: Any, app: Any, tmp_path: Path, p
     until(lambda: started(tmp_path))
     worker.send(signal.SIGTERM)
     until(lambda: ask(port)[1]["state"] == "stopping")
-    assert ask(port)[0] == 200
+    until(lambda: ask(port)[0] == 200)
     (tmp_path / "go").touch()
     assert worker.ends() == 0
 
