@@ -89,7 +89,10 @@ def address(name: str, queue: str) -> str:
     return name if queue == "default" else f"{name}@{queue}"
 
 
-def parse_address(text: str) -> tuple[str, str]:
+def parse_address(text: object) -> tuple[str, str]:
     """Return the name and the queue of an address."""
+    if not isinstance(text, str):
+        msg = f"an id must be a str, not {type(text).__name__}"
+        raise TypeError(msg)
     name, at, queue = text.rpartition("@")
     return (name, check_name("queue", queue)) if at else (text, "default")

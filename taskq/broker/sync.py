@@ -18,6 +18,7 @@ from tenacity import Retrying
 from taskq.broker.commands import Command
 from taskq.broker.connection import (
     CLIENT_ERRORS,
+    SOCKET_TIMEOUT,
     Endpoint,
     Interrupted,
     ScriptMissing,
@@ -39,6 +40,8 @@ class Line:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._connection: Any = None
+        # A monotonic instant after which no reply is waited for.
+        self.until = math.inf
 
     def call(self, *arguments: Any) -> Any:
         """Send one command and return the reply.
@@ -69,6 +72,8 @@ class Line:
             msg = f"{self._endpoint.place}: the connection broke before the reply"
             raise Interrupted(msg)
         try:
+            if self.until != math.inf:
+                self._wait()
             return self._connection.read_response()
         except ResponseError as error:
             raise self._refused(error) from error
@@ -121,6 +126,13 @@ class Line:
         self._connection = connection
         return connection
 
+    def _wait(self) -> None:
+        """Return when a reply begins; raise `Interrupted` if none does in time."""
+        left = self.until - clock.monotonic()
+        if not self._connection.can_read(timeout=max(0.0, min(left, SOCKET_TIMEOUT))):
+            msg = f"{self._endpoint.place}: no answer in time"
+            raise Interrupted(msg)
+
     def _refused(self, error: ResponseError) -> BrokerError:
         if isinstance(error, NoScriptError):
             return ScriptMissing(str(error))
@@ -150,11 +162,11 @@ class Broker:
     def run(self, command: Command[T], *, within: float = math.inf) -> T:
         """Run one script call; what broke on the way is tried again until the deadline.
 
-        It is tried again for `within` seconds, and no longer than the deadline.
+        It is tried for `within` seconds, and no longer than the deadline.
         """
         began = clock.monotonic()
         try:
-            with self._line() as line:
+            with self._line(began + within) as line:
                 return line.run(command)
         except BrokerUnavailable as error:
             return self._again(began, error, lambda line: line.run(command), within)
@@ -180,11 +192,11 @@ class Broker:
     def call(self, *arguments: Any, within: float = math.inf) -> Any:
         """Send one command that may be repeated, and return the reply.
 
-        It is tried again for `within` seconds, and no longer than the deadline.
+        It is tried for `within` seconds, and no longer than the deadline.
         """
         began = clock.monotonic()
         try:
-            with self._line() as line:
+            with self._line(began + within) as line:
                 return line.call(*arguments)
         except BrokerUnavailable as error:
             return self._again(began, error, lambda line: line.call(*arguments), within)
@@ -210,7 +222,7 @@ class Broker:
         def once() -> T:
             nonlocal interrupted
             try:
-                with self._line() as line:
+                with self._line(began + within) as line:
                     return ask(line)
             except Interrupted:
                 interrupted = True
@@ -225,13 +237,14 @@ class Broker:
             raise Interrupted(str(error)) from error
 
     @contextlib.contextmanager
-    def _line(self) -> Generator[Line, None, None]:
+    def _line(self, until: float = math.inf) -> Generator[Line, None, None]:
         place: list[None] = []
         line: Line | None = None
         try:
             # Waited for and noted in one call into C: an interrupt comes before or after it.
             place.extend(itertools.islice(iter(self._places.get, _NO_PLACE), 1))
             line = self._take_idle() or Line(self.endpoint)
+            line.until = until
             yield line
         except BrokerError:
             raise

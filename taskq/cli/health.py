@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from taskq.cli.durations import Duration
 from taskq.cli.place import fail, printable
 
 PORT = click.IntRange(1, 65_535)
@@ -17,9 +18,7 @@ PORT_VARIABLE = "TASKQ_HEALTH_PORT"
 @click.command()
 @click.option("--port", type=PORT, envvar=PORT_VARIABLE, help=f"[${PORT_VARIABLE}]")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option(
-    "--timeout", type=click.FloatRange(0.1, 60), default=5.0, show_default=True, help="Seconds."
-)
+@click.option("--timeout", type=Duration(0.1, 60), default=5.0, show_default=True, help="Seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the worker answers.")
 def health(port: int | None, host: str, timeout: float, *, as_json: bool) -> None:
     """Ask a worker that runs with --health-port how it is; exit with 0 if it is well, else 1."""

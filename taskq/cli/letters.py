@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ from taskq.errors import DeadLetterError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# Where nobody's terminal says how wide a line may be.
+_PIPE_WIDTH = 250
 # More than any queue keeps.
 _ALL = 100_000_000
 
@@ -188,13 +190,20 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2)
 
 
-def _print(letters: Iterable[DeadLetter]) -> None:
-    table = Table("died", "id", "task", "kind", "attempts", "reason", box=None, pad_edge=False)
+def _print(letters: Sequence[DeadLetter]) -> None:
+    table = Table("died", box=None, pad_edge=False)
+    # An id that is cut could not be given to the other verbs.
+    table.add_column("id", no_wrap=True, min_width=max((len(one.id) for one in letters), default=2))
+    for name in ("task", "kind", "attempts", "reason"):
+        table.add_column(name)
     for one in letters:
         reason = one.reason.splitlines()[0] if one.reason else ""
         cells = (one.died_at.isoformat(" ", "seconds"), one.id, one.task, one.kind)
         table.add_row(*map(_safe, (*cells, str(one.attempts), reason)))
-    Console().print(table if table.row_count else "no dead letters")
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    console.print(table if table.row_count else "no dead letters")
 
 
 def _safe(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from taskq.cli.durations import Duration
 from taskq.cli.place import app_option, fail, open_app, printable
 from taskq.client.app import TaskQ
 from taskq.client.result import Result
@@ -20,10 +21,10 @@ from taskq.model.states import Cancellation
 @click.argument("args", nargs=-1)
 @app_option
 @click.option("-Q", "--queue", help="Another queue than the task's own.")
-@click.option("--countdown", type=click.FloatRange(min=0), help="Seconds to wait before it runs.")
+@click.option("--countdown", type=Duration(min=0), help="Seconds to wait before it runs.")
 @click.option("--kwargs", "kwargs", help="Keyword arguments, as a JSON object.")
 @click.option("--wait", is_flag=True, help="Wait for the outcome and print it.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="With --wait: seconds to wait.")
+@click.option("--timeout", type=Duration(min=0), help="With --wait: seconds to wait.")
 @click.pass_context
 def call(context: click.Context, /, name: str, args: tuple[str, ...], **options: Any) -> None:
     """Enqueue a call: taskq call proj.add 2 3 --wait.

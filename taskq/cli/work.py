@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from taskq.cli.durations import Duration
 from taskq.cli.health import PORT, PORT_VARIABLE
 from taskq.cli.place import app_option, fail, named_app
 from taskq.config import NAME
@@ -44,7 +45,7 @@ _LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"], case_s
 @click.option("--reload", is_flag=True, help="Restart the children when a source file changes.")
 @click.option(
     "--shutdown-timeout",
-    type=click.FloatRange(min=0),
+    type=Duration(min=0),
     help="Seconds running tasks get at the end. [25]",
 )
 @click.option(
@@ -56,7 +57,7 @@ _LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"], case_s
 @click.option("--health-host", help="The address of that port. [127.0.0.1]")
 @click.option(
     "--health-patience",
-    type=click.FloatRange(min=5),
+    type=Duration(min=5),
     help="Seconds of silence after which a part of the worker is ill. [30]",
 )
 @click.option(
@@ -119,6 +120,8 @@ def _vitals(name: str, options: dict[str, Any]) -> Vitals | None:
 
 
 def _slots(options: dict[str, Any]) -> tuple[int | None, int | None]:
+    if options["threads"] == options["coroutines"] == 0:
+        fail("-t 0 --coroutines 0 leaves no slot to run anything in")
     if options["concurrency"] is None:
         return options["processes"], options["threads"]
     if options["processes"] is not None or options["threads"] is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+import math
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskq.client import watch
@@ -20,6 +21,8 @@ F = TypeVar("F", bound=watch.Followed)
 
 # Between two questions to a Redis that is away.
 _AWAY_SECONDS = 0.2
+# One question is given so long to be answered, however little time there is.
+_LEAST_SECONDS = 0.5
 
 
 def follow_sync(
@@ -38,9 +41,9 @@ def follow_sync(
                 if isinstance(step, watch.Settled):
                     yield step.result
                 elif isinstance(step, watch.Run):
-                    reply = app.broker.run(step.command)
+                    reply = app.broker.run(step.command, within=max(left, _LEAST_SECONDS))
                 elif isinstance(step, watch.Ask):
-                    reply = app.broker.call(*step.arguments, within=left)
+                    reply = app.broker.call(*step.arguments, within=max(left, _LEAST_SECONDS))
                 elif left > 0:
                     app.waiter.rest(wait, min(step.seconds, left))
                 else:
@@ -65,16 +68,16 @@ async def follow_async(app: TaskQ, results: list[F], timeout: Seconds | None) ->
                 if isinstance(step, watch.Settled):
                     yield step.result
                 elif isinstance(step, watch.Run):
-                    reply = await app.abroker().run(step.command)
+                    reply = await _in_time(left, app.abroker().run(step.command))
                 elif isinstance(step, watch.Ask):
-                    reply = await app.abroker().call(*step.arguments, within=left)
+                    reply = await _in_time(left, app.abroker().call(*step.arguments))
                 elif left > 0:
                     await _rest(wake, min(step.seconds, left))
                 else:
                     break
             except BrokerUnavailable as error:
                 reply = error
-                await asyncio.sleep(_AWAY_SECONDS)
+                await asyncio.sleep(min(_AWAY_SECONDS, max(0.0, left)))
     _check_over(results)
 
 
@@ -96,6 +99,16 @@ def _next(steps: watch.Steps[F], reply: Any) -> watch.Step[F] | None:
         return steps.send(reply)
     except StopIteration:
         return None
+
+
+async def _in_time(left: float, asked: Awaitable[Any]) -> Any:
+    """Return a reply; `BrokerUnavailable` is raised where there is none in time."""
+    try:
+        async with asyncio.timeout(None if left == math.inf else max(left, _LEAST_SECONDS)):
+            return await asked
+    except TimeoutError:
+        msg = "no answer in time"
+        raise BrokerUnavailable(msg) from None
 
 
 async def _rest(wake: asyncio.Event, seconds_left: float) -> None:

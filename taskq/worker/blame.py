@@ -80,10 +80,10 @@ def charges(entries: Iterable[Entry], death: Death) -> list[Charge]:
 
 def _culprits(ran: list[Entry], death: Death) -> list[Entry]:
     """Return the messages that alone can be the cause; none: any of them can."""
-    if len(ran) == 1:
-        return ran
     if death.thread is not None:
         return [entry for entry in ran if entry.thread == death.thread]
+    if len(ran) == 1:
+        return ran
     return overdue(ran, death.at)
 
 

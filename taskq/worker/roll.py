@@ -1,7 +1,7 @@
 """A rolling restart: a new child serves before the old one in whose place it is drains.
 
 One at a time: there is never more than one child beyond the number ordered. Where the new
-code does not load, the old children go on.
+code does not load, or not in a minute, the old children go on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Generic, Protocol, TypeVar
 
+from taskq.model import clock
+
 log = logging.getLogger("taskq.worker")
+
+# A new child that does not serve by then is given up; and sooner, if another restart begins.
+LOAD_SECONDS, PATIENT_SECONDS = 60.0, 10.0
 
 
 class Rolled(Protocol):
@@ -19,10 +24,13 @@ class Rolled(Protocol):
 
     number: int
     leaving: bool
+    # By the monotonic clock.
+    born: float
 
     # Whether it has said hello.
     @property
     def serves(self) -> bool: ...
+    def kill(self) -> None: ...
 
 
 C = TypeVar("C", bound=Rolled)
@@ -45,7 +53,15 @@ class Roll(Generic[C]):
         return bool(self._old or self._new or self._ending)
 
     def begin(self, children: Iterable[C]) -> None:
-        """Replace all of these; what is under way already is finished first."""
+        """Replace all of these; what is under way already is finished first.
+
+        But for a new child that has not come to serve for long: its code may be what this is
+        to mend.
+        """
+        if self._new is not None and self._hangs(self._new, PATIENT_SECONDS):
+            self._new.kill()
+            children = [one for one in children if one is not self._new]
+            self._new = self._next = None
         busy = (self._next, self._ending)
         self._old = deque(one for one in children if one not in busy and not one.leaving)
         self._replaced = 0
@@ -77,11 +93,17 @@ class Roll(Generic[C]):
         if new in alive:
             if new.serves:
                 self._new = None
-            return new.serves
+                return True
+            if not self._hangs(new, LOAD_SECONDS):
+                return False
+            new.kill()
         log.error("the restart is given up: a new child did not come up; the old ones go on")
         self._new = self._next = None
         self._old.clear()
         return False
+
+    def _hangs(self, new: C, seconds: float) -> bool:
+        return not new.serves and clock.monotonic() - new.born >= seconds
 
     def _end(self, one: C, alive: Collection[C]) -> None:
         if one in alive:

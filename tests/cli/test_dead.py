@@ -46,6 +46,14 @@ def test_list_shows_what_failed_and_why(shell: Any, failed: list[Any]) -> None:
     assert len(listed(shell, "--limit", "1")) == 1
 
 
+def test_list_never_cuts_an_id(
+    shell: Any, failed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    text = shell.type("dead", "list", "-A", "proj").stdout
+    assert all(result.id in text for result in failed)
+
+
 def test_list_of_nothing(shell: Any) -> None:
     assert shell.type("dead", "list", "-A", "proj").stdout == "no dead letters\n"
     assert listed(shell) == []

@@ -196,3 +196,30 @@ def test_an_outage_longer_than_a_lease_is_not_a_death(scene: Scene) -> None:
 
 def _numbers(count: int) -> list[tuple[int]]:
     return [(at,) for at in range(count)]
+
+
+@pytest.mark.parametrize("timeout", [0, 1])
+@pytest.mark.parametrize("way", ["get", "gather", "aget"])
+def test_a_wait_is_over_in_time_though_redis_says_nothing(
+    scene: Scene, way: str, timeout: float
+) -> None:
+    result = scene.app.send_task("note", (1,), countdown=500)
+    ask = {
+        "get": lambda: result.get(timeout=timeout),
+        "gather": lambda: taskq.gather([result], timeout=timeout),
+        "aget": lambda: asyncio.run(_aget(scene, result, timeout)),
+    }[way]
+    with pytest.raises(taskq.ResultTimeout):
+        ask()
+    with Away(scene, "pause"):
+        began = time.monotonic()
+        with pytest.raises(taskq.ResultTimeout):
+            ask()
+        assert time.monotonic() - began < timeout + 2
+
+
+async def _aget(scene: Scene, result: Any, timeout: float) -> Any:
+    try:
+        return await result.aget(timeout=timeout)
+    finally:
+        await scene.app.leave_loop()

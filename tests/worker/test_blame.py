@@ -63,6 +63,11 @@ def test_in_a_thread_that_ran_no_message_any_may_have_done_it() -> None:
     assert charged([entry("a"), entry("b")], thread=9) == "ss"
 
 
+def test_who_ran_alone_beside_a_thread_that_died_is_a_suspect_at_most() -> None:
+    assert charged([entry("a", thread=1)], thread=9) == "s"
+    assert charged([entry("a", thread=1)], thread=1) == "k"
+
+
 def test_the_one_past_its_hard_limit_is_the_culprit() -> None:
     assert charged([entry("a"), entry("b", deadline=NOW - 1)]) == "ik"
 

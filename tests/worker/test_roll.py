@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from taskq.worker.roll import Roll
+from taskq.model import clock
+from taskq.worker.roll import LOAD_SECONDS, PATIENT_SECONDS, Roll
 
 
 @dataclasses.dataclass(eq=False)
@@ -14,6 +15,11 @@ class Child:
     number: int
     serves: bool = False
     leaving: bool = False
+    born: float = dataclasses.field(default_factory=clock.monotonic)
+    killed: bool = False
+
+    def kill(self) -> None:
+        self.killed = True
 
 
 class World:
@@ -72,6 +78,28 @@ def test_all_are_replaced_once(world: World) -> None:
     assert sorted(one.number for one in world.alive) == [1, 2]
     assert not {id(one) for one in old} & {id(one) for one in world.alive}
     assert not world.roll.active
+
+
+def test_a_new_one_that_never_serves_is_given_up(world: World) -> None:
+    first, second, new = world.alive
+    world.step()
+    assert not new.killed
+    new.born -= LOAD_SECONDS
+    world.step()
+    assert new.killed
+    assert not world.roll.active
+    assert not any(one.leaving for one in (first, second))
+
+
+def test_another_restart_does_not_wait_for_a_new_one_that_hangs(world: World) -> None:
+    old, hangs = world.alive[:2], world.alive[2]
+    hangs.born -= PATIENT_SECONDS
+    world.roll.begin(world.alive)
+    assert hangs.killed
+    world.alive.remove(hangs)
+    world.finish()
+    assert not {id(one) for one in old} & {id(one) for one in world.alive}
+    assert sorted(one.number for one in world.alive) == [1, 2]
 
 
 def test_a_new_one_that_ends_before_it_serves_ends_the_restart(world: World) -> None:
