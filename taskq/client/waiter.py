@@ -147,7 +147,7 @@ class Waiter:
                 self._reading.release()
 
     def _start(self) -> None:
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._read_on, name="taskq-waiter", daemon=True)
             self._thread.start()
 
@@ -190,7 +190,9 @@ class Waiter:
                     self._connect(left)
                 elif self._connection.can_read(timeout=min(left, _READ_SECONDS)):
                     self._handle(self._connection.read_response())
-            except CLIENT_ERRORS as error:
+            except Exception as error:  # noqa: BLE001
+                # Not the client's own errors alone: whoever sends on a broken connection closes
+                # it under our hands, and then anything can be None.
                 log.debug("waiting: %s: %s", self._endpoint.place, error)
                 self._disconnect()
                 self._rest = min(max(2 * self._rest, _RECONNECT_SECONDS[0]), _RECONNECT_SECONDS[1])

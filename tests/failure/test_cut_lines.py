@@ -269,3 +269,35 @@ def _hold_up(request: Request, reread: threading.Event, scene: Scene, client: An
         scene.go()
         until(lambda: scene.witness.heard)
         reread.set()
+
+
+@pytest.mark.parametrize("driver", list(DRIVERS))
+def test_a_line_that_is_closed_under_its_reader_is_made_anew(scene: Scene, driver: str) -> None:
+    """redis-py closes a broken connection in whatever thread sends on it."""
+    scene.worker("-p", "1", "-t", "1")
+    result = scene.send("hold", str(scene.folder))
+    got: list[Any] = []
+
+    async def awaited() -> Any:
+        try:
+            return await result.aget(timeout=10)
+        finally:
+            await scene.app.leave_loop()
+
+    def wait() -> None:
+        got.append(result.get(timeout=10) if driver == "sync" else asyncio.run(awaited()))
+
+    future = threading.Thread(target=wait)
+    future.start()
+    until(scene.started)
+    for _ in range(3):
+        connection = until(lambda: scene.app.waiter._connection)
+        connection._parser._sock, sock = None, connection._parser._sock
+        sock.close()
+        until(lambda old=connection: scene.app.waiter._connection is not old)
+    until(lambda: scene.app.waiter._connection)
+    began = time.monotonic()
+    scene.go()
+    future.join(8)
+    assert got == [[1, 1]]
+    assert time.monotonic() - began < 3
