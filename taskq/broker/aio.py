@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -152,17 +151,14 @@ class AsyncBroker:
             else:
                 return
 
-    async def call(self, *arguments: Any, within: float = math.inf) -> Any:
-        """Send one command that may be repeated, and return the reply.
-
-        It is tried again for `within` seconds, and no longer than the deadline.
-        """
+    async def call(self, *arguments: Any) -> Any:
+        """Send one command that may be repeated, and return the reply; by the deadline."""
         began = clock.monotonic()
         try:
             async with self._line() as line:
                 return await line.call(*arguments)
         except BrokerUnavailable as error:
-            return await self._again(began, error, lambda line: line.call(*arguments), within)
+            return await self._again(began, error, lambda line: line.call(*arguments))
 
     async def close(self) -> None:
         """Close the idle connections; the next call opens a new one."""
@@ -174,10 +170,9 @@ class AsyncBroker:
         began: float,
         first: BrokerUnavailable,
         ask: Callable[[AsyncLine], Awaitable[T]],
-        within: float = math.inf,
     ) -> T:
         interrupted = isinstance(first, Interrupted)
-        left = min(self._deadline, within) - (clock.monotonic() - began)
+        left = self._deadline - (clock.monotonic() - began)
         if left <= 0:
             raise first
 
