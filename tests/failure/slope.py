@@ -47,13 +47,16 @@ class Slope:
             * 1e6
         )
 
-    def report(self) -> str:
-        lines = [
+    def lines(self) -> list[str]:
+        return [
             f"{count:>9} messages: child {child / MEBIBYTE:6.1f} MiB, "
             f"supervisor {supervisor / MEBIBYTE:6.1f} MiB"
             for count, child, supervisor in self.points
         ]
-        return "\n".join([*lines, f"{self.per_million() / MEBIBYTE:.1f} MiB a million messages"])
+
+    def report(self) -> str:
+        growth = f"{self.per_million() / MEBIBYTE:.1f} MiB a million messages"
+        return "\n".join([*self.lines(), growth])
 
 
 def resident(pid: int) -> int:
@@ -86,7 +89,7 @@ def main() -> None:
             since = time.monotonic()
             while not slope.points or slope.points[-1][0] < options.messages:
                 slope.step()
-                print(slope.report().splitlines()[-2], flush=True)
+                print(slope.lines()[-1], flush=True)
             print(slope.report().splitlines()[-1], f"in {time.monotonic() - since:.0f} s")
             # Outcomes live for a minute at least.
             until(lambda: not scene.queue().records(), 120)
