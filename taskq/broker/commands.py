@@ -137,6 +137,11 @@ class Blame(msgspec.Struct, frozen=True):
     # What its future then raises.
     reason: str = ""
 
+    @property
+    def isolates(self) -> bool:
+        """Whether the message, if it is not over, is to be handed out alone from now on."""
+        return self.letter in ("k", "s")
+
 
 class Reclaimed(msgspec.Struct, frozen=True):
     """The reply to a reclaim."""

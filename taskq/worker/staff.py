@@ -78,11 +78,18 @@ class Staff:
                 self.start(place)
 
     def start_alone(self, suspects: dict[str, int]) -> None:
-        """Start a child with one slot for each suspect that waits in a queue, up to a few."""
+        """Start a child with one slot for each suspect that waits in a queue, up to a few.
+
+        Each that has not loaded the app yet was started for one of them.
+        """
+        loading = sum(child.alone and not child.serves for child in self._children)
         running = sum(child.alone for child in self._children)
         for queue in [queue for queue, count in suspects.items() if count > 0]:
+            provided = min(suspects[queue], loading)
+            loading -= provided
+            suspects[queue] -= provided
             while suspects[queue] > 0 and running < MOST_ALONE:
-                # Each is started for one of them; the next look at Redis tells what is left.
+                # The next look at Redis tells what is left.
                 suspects[queue] -= 1
                 running += 1
                 self._alone += 1

@@ -184,6 +184,9 @@ class Supervisor:
         for member, blames in self._inquest.hold(child, code, self._max_crashes).items():
             if self._maintenance is not None:
                 self._maintenance.reclaim(member, blames)
+                if not self._stopping.begun:
+                    # They will wait for a process of their own: it may as well start now.
+                    self._staff.start_alone({member[0]: sum(one.isolates for one in blames)})
         if self._guard is not None:
             self._guard.forget(child)
         child.close()

@@ -39,7 +39,9 @@ def test_the_messages_of_a_killed_child_run_again_soon(scene: Scene) -> None:
         wait_for_children(worker, 2)
         assert len(took) == round_
     print("run again after", [f"{one:.3f} s" for one in took])
-    assert sorted(took)[1] <= 5
+    # The best: three processes start at once, and the machine may be busy with others.
+    assert min(took) <= 1
+    assert sorted(took)[1] <= 3
     check_after(scene, expected)
 
 
