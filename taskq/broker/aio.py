@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError, ResponseError
 from tenacity import AsyncRetrying
 
-from taskq.broker.commands import Command
+from taskq.broker import commands
+from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import (
     CLIENT_ERRORS,
     Endpoint,
@@ -20,6 +30,7 @@ from taskq.broker.connection import (
     retrying,
     translate,
 )
+from taskq.broker.grouping import AsyncGroup
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 
@@ -121,20 +132,35 @@ class AsyncBroker:
         self.endpoint = endpoint
         self._deadline = deadline
         self._idle: deque[AsyncLine] = deque()
+        self._groups: dict[str, AsyncGroup] = {}
         self._places = asyncio.BoundedSemaphore(MOST_LINES)
 
-    async def run(self, command: Command[T]) -> T:
-        """Run one script call; what broke on the way is tried again until the deadline."""
+    async def run(self, command: Command[T], *, within: float = math.inf) -> T:
+        """Run one script call; what broke on the way is tried again until the deadline.
+
+        It is tried again for `within` seconds, and no longer than the deadline.
+        """
         began = clock.monotonic()
         try:
             async with self._line() as line:
                 return await line.run(command)
         except BrokerUnavailable as error:
-            return await self._again(began, error, lambda line: line.run(command))
+            return await self._again(began, error, lambda line: line.run(command), within)
 
-    async def run_each(self, commands: Iterable[Command[T]]) -> AsyncIterator[T]:
+    async def enqueue(self, base: str, one: Outgoing) -> str:
+        """Queue one message; with those that others send to the queue meanwhile."""
+        group = self._groups.get(base)
+        if group is None:
+
+            def run(some: Sequence[Outgoing], *, within: float) -> Awaitable[str]:
+                return self.run(commands.enqueue(base, some), within=within)
+
+            group = self._groups[base] = AsyncGroup(run, self._deadline)
+        return await group.send(one)
+
+    async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T]:
         """Run many; the next is made and sent while Redis works at the one before."""
-        rest, sent = iter(commands), deque[Command[T]]()
+        rest, sent = iter(calls), deque[Command[T]]()
         while True:
             try:
                 async with self._line() as line:
@@ -170,9 +196,10 @@ class AsyncBroker:
         began: float,
         first: BrokerUnavailable,
         ask: Callable[[AsyncLine], Awaitable[T]],
+        within: float = math.inf,
     ) -> T:
         interrupted = isinstance(first, Interrupted)
-        left = self._deadline - (clock.monotonic() - began)
+        left = min(self._deadline, within) - (clock.monotonic() - began)
         if left <= 0:
             raise first
 
@@ -214,11 +241,11 @@ def _runner(command: Command[T]) -> Callable[[AsyncLine], Awaitable[T]]:
 
 
 async def _stream(
-    line: AsyncLine, commands: Iterator[Command[T]], sent: deque[Command[T]]
+    line: AsyncLine, calls: Iterator[Command[T]], sent: deque[Command[T]]
 ) -> AsyncIterator[T]:
     """Yield the replies, one command ahead; `sent` holds those without a reply."""
     try:
-        for command in commands:
+        for command in calls:
             sent.append(command)
             await line.begin(command)
             if len(sent) > 1:

@@ -186,12 +186,16 @@ def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:
     return BrokerError(words)
 
 
+# Between two attempts at one request, seconds.
+LONGEST_PAUSE = 1.0
+
+
 def retrying(deadline: float) -> dict[str, Any]:
     """Return tenacity's keywords for one request: jitter, at most 1 s apart, a deadline."""
     return {
         "retry": retry_if_exception_type(BrokerUnavailable),
         "stop": stop_before_delay(deadline),
-        "wait": wait_random_exponential(multiplier=0.05, max=1),
+        "wait": wait_random_exponential(multiplier=0.05, max=LONGEST_PAUSE),
         "reraise": True,
     }
 

@@ -9,13 +9,14 @@ import os
 import queue
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError, ResponseError
 from tenacity import Retrying
 
-from taskq.broker.commands import Command
+from taskq.broker import commands
+from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import (
     CLIENT_ERRORS,
     SOCKET_TIMEOUT,
@@ -25,6 +26,7 @@ from taskq.broker.connection import (
     retrying,
     translate,
 )
+from taskq.broker.grouping import Group
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 
@@ -153,6 +155,7 @@ class Broker:
 
     def reset(self) -> None:
         """Begin without connections. After a fork: the parent keeps those it has."""
+        self._groups: dict[str, Group] = {}
         self._idle: deque[Line] = deque()
         # A token for each line that may be in use. In C: an interrupt loses none.
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -171,9 +174,21 @@ class Broker:
         except BrokerUnavailable as error:
             return self._again(began, error, lambda line: line.run(command), within)
 
-    def run_each(self, commands: Iterable[Command[T]]) -> Iterator[T]:
+    def enqueue(self, base: str, one: Outgoing) -> str:
+        """Queue one message; with those that other threads send to the queue meanwhile."""
+        group = self._groups.get(base)
+        if group is None:
+
+            def run(some: Sequence[Outgoing], *, within: float) -> str:
+                return self.run(commands.enqueue(base, some), within=within)
+
+            # Two threads may come here: then each group is right for those who have it.
+            group = self._groups[base] = Group(run, self._deadline)
+        return group.send(one)
+
+    def run_each(self, calls: Iterable[Command[T]]) -> Iterator[T]:
         """Run many; the next is made and sent while Redis works at the one before."""
-        rest, sent = iter(commands), deque[Command[T]]()
+        rest, sent = iter(calls), deque[Command[T]]()
         while True:
             try:
                 with self._line() as line:
@@ -270,10 +285,10 @@ def _runner(command: Command[T]) -> Callable[[Line], T]:
     return lambda line: line.run(command)
 
 
-def _stream(line: Line, commands: Iterator[Command[T]], sent: deque[Command[T]]) -> Iterator[T]:
+def _stream(line: Line, calls: Iterator[Command[T]], sent: deque[Command[T]]) -> Iterator[T]:
     """Yield the replies, one command ahead; `sent` holds those without a reply."""
     try:
-        for command in commands:
+        for command in calls:
             sent.append(command)
             line.begin(command)
             if len(sent) > 1:

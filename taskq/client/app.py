@@ -17,6 +17,7 @@ from taskq.broker.aio import AsyncBroker
 from taskq.broker.sync import Broker
 from taskq.client import sending
 from taskq.client.dead import DeadLetters
+from taskq.client.mould import Mould
 from taskq.client.result import Result
 from taskq.client.signature import CallOptions, Options, Signature
 from taskq.client.task import BoundTaskDecorator, Task, TaskDecorator, TaskOptions
@@ -70,6 +71,8 @@ class TaskQ:
         self._lock = threading.RLock()
         self._config: Config | None = None
         self._seals: dict[tuple[Domain, str], Seal] = {}
+        # The mould of the last call of each task; for `sending`.
+        self.moulds: dict[str, Mould] = {}
         self._abrokers: weakref.WeakKeyDictionary[Any, AsyncBroker] = weakref.WeakKeyDictionary()
         self._reset()
         _apps[name] = self
@@ -290,6 +293,7 @@ class TaskQ:
             earlier = self.config.url
             self._config = dataclasses.replace(self.config, url=url)
             self._seals.clear()
+            self.moulds.clear()
             self._abrokers.clear()
         return earlier
 

@@ -37,7 +37,7 @@ class Mould:
         priority = keys.DEFAULT_PRIORITY if options.priority is None else options.priority
         ttl, headers = options.result_ttl, options.headers
         self.base = keys.base(app.name, queue)
-        self._app, self._task, self._options = app, task, options
+        self._app, self._task, self.options = app, task, options
         self._seal = app.seal(Domain.MESSAGE, queue)
         self._serializer = options.serializer or config.serializer
         self._most_bytes = config.max_message_bytes
@@ -76,7 +76,7 @@ class Mould:
 
     def cast_all(self, calls: Iterable[Written]) -> list[Outgoing]:
         """Return the signed messages of calls made now; each has an id of its own."""
-        options, task, lane, due = self._options, self._task, self._lane, self._due
+        options, task, lane, due = self.options, self._task, self._lane, self._due
         ttl_ms, headers, seal = self._ttl_ms, self._headers, self._seal
         soft_ms, hard_ms = self._limits_ms
         now_ms, expires_ms = clock.now_ms(), options.expires_ms

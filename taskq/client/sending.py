@@ -26,13 +26,19 @@ E = TypeVar("E", BrokerError, DuplicateMessage)
 # The script's letter for an id that another task's message has.
 REFUSED = "x"
 _SENT: Written = ("", b"")
+# Of names that `send_task` is given there may be any number.
+_MOST_MOULDS = 1000
 
 
 def send(app: TaskQ, signature: Signature[T]) -> Result[T]:
     """Send one message."""
-    one, command = _command(app, signature)
+    base, one = _cast_one(app, signature)
+    broker = app.broker
     try:
-        verdict = app.broker.run(command)
+        if one.due is None:
+            verdict = broker.enqueue(base, one)
+        else:
+            verdict = broker.run(commands.schedule(base, (one,)))
     except Interrupted as error:
         raise _uncertain(error, signature, one) from error
     return _accepted(app, signature, one, verdict)
@@ -40,9 +46,13 @@ def send(app: TaskQ, signature: Signature[T]) -> Result[T]:
 
 async def asend(app: TaskQ, signature: Signature[T]) -> Result[T]:
     """Send one message; as `send`, awaited."""
-    one, command = _command(app, signature)
+    base, one = _cast_one(app, signature)
+    broker = app.abroker()
     try:
-        verdict = await app.abroker().run(command)
+        if one.due is None:
+            verdict = await broker.enqueue(base, one)
+        else:
+            verdict = await broker.run(commands.schedule(base, (one,)))
     except Interrupted as error:
         raise _uncertain(error, signature, one) from error
     return _accepted(app, signature, one, verdict)
@@ -176,12 +186,16 @@ def _alike(one: Signature[Any], other: Signature[Any]) -> bool:
     return one.options is other.options and one.task is other.task and one.app is other.app
 
 
-def _command(app: TaskQ, signature: Signature[Any]) -> tuple[Outgoing, Command[str]]:
-    _check_app(app, signature)
-    mould = Mould(app, signature.task, signature.options)
-    one = mould.cast(mould.write(signature.args, signature.kwargs))
-    build = commands.enqueue if one.due is None else commands.schedule
-    return one, build(mould.base, (one,))
+def _cast_one(app: TaskQ, signature: Signature[Any]) -> tuple[str, Outgoing]:
+    """Return where a call is sent, and its signed message."""
+    mould = app.moulds.get(signature.task)
+    if mould is None or mould.options is not signature.options or signature.app is not app:
+        _check_app(app, signature)
+        mould = Mould(app, signature.task, signature.options)
+        if len(app.moulds) >= _MOST_MOULDS:
+            app.moulds.clear()
+        app.moulds[signature.task] = mould
+    return mould.base, mould.cast(mould.write(signature.args, signature.kwargs))
 
 
 def _accepted(app: TaskQ, signature: Signature[T], one: Outgoing, verdict: str) -> Result[T]:
