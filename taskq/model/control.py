@@ -30,5 +30,5 @@ def verify(id: bytes, order: bytes, seal: Seal) -> None:
         BadSignature: it is not ours, or was given for something else.
 
     """
-    letter, algorithm, key = order[:1], order[1:2], order[2:_TAG_AT]
-    seal.verify(key, algorithm, id + letter, order[REASON_AT:], order[_TAG_AT:REASON_AT])
+    letter, mark = order[:1], order[1:_TAG_AT]
+    seal.verify(mark, id + letter, order[REASON_AT:], order[_TAG_AT:REASON_AT])

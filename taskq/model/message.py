@@ -21,6 +21,7 @@ from taskq.errors import ConfigError
 from taskq.model.signing import BadSignature, Seal, rest_of
 
 MAGIC, VERSION = b"TQ", b"1"
+_BEGINNING = MAGIC + VERSION
 HEADER_BYTES = 57
 BODY_AT = 73
 ID_BYTES = 32
@@ -130,7 +131,7 @@ def encode(message: Message, seal: Seal) -> bytes:
     """Return the signed bytes of a message."""
     body = _encode_envelope(message.envelope)
     expires = b"%013d" % message.expires_ms if message.expires_ms else NEVER
-    header = b"TQ1" + seal.mark(len(body)) + message.id.encode() + expires
+    header = _BEGINNING + seal.mark(len(body)) + message.id.encode() + expires
     return header + seal.tag(header, body) + body
 
 
@@ -152,19 +153,11 @@ def open_envelope(raw: bytes, seal: Seal) -> Envelope:
         UnknownKey: signed with a key that this process does not hold.
 
     """
-    if len(raw) <= BODY_AT or raw[:2] != MAGIC:
-        msg = "not a taskq message"
-        raise Refused(msg)
-    if len(raw) > LARGEST_MESSAGE:
-        msg = f"{len(raw):,} bytes are more than any message has"
-        raise Refused(msg)
-    header, tag = raw[:HEADER_BYTES], raw[HEADER_BYTES:BODY_AT]
-    body = rest_of(raw, BODY_AT)
-    if raw[2:3] != VERSION:
-        msg = f"unknown message version {raw[2:3]!r}"
-        raise Refused(msg)
+    if raw[:3] != _BEGINNING or not BODY_AT < len(raw) <= LARGEST_MESSAGE:
+        raise Refused(_why_not(raw))
     try:
-        seal.verify(raw[4:12], raw[3:4], header, body, tag)
+        body = rest_of(raw, BODY_AT)
+        seal.verify(raw[3:12], raw[:HEADER_BYTES], body, raw[HEADER_BYTES:BODY_AT])
     except BadSignature as error:
         raise Refused(str(error)) from None
     try:
@@ -172,6 +165,15 @@ def open_envelope(raw: bytes, seal: Seal) -> Envelope:
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         msg = f"unreadable envelope: {str(error)[:200]}"
         raise Refused(msg) from error
+
+
+def _why_not(raw: bytes) -> str:
+    """Return what is wrong with bytes that do not begin, or end, as a message does."""
+    if len(raw) <= BODY_AT or raw[:2] != MAGIC:
+        return "not a taskq message"
+    if len(raw) > LARGEST_MESSAGE:
+        return f"{len(raw):,} bytes are more than any message has"
+    return f"unknown message version {raw[2:3]!r}"
 
 
 def peek_id(raw: bytes) -> str | None:

@@ -14,7 +14,15 @@ import msgspec
 
 from taskq.errors import RemoteError, ResultTampered, SerializationError, SoftTimeLimitExceeded
 from taskq.model import serializers
-from taskq.model.signing import NO_KEY_ID, TAG_BYTES, BadSignature, Body, Seal, UnknownKey, rest_of
+from taskq.model.signing import (
+    KEY_ID_BYTES,
+    TAG_BYTES,
+    BadSignature,
+    Body,
+    Seal,
+    UnknownKey,
+    rest_of,
+)
 
 MAX_TEXT = 8 << 10
 MAX_TRACEBACK = 64 << 10
@@ -22,7 +30,8 @@ MAX_TRACEBACK = 64 << 10
 MAX_ERRORS = 10
 SHORT_TEXT = 200
 
-_PREFIX_BYTES = 1 + len(NO_KEY_ID) + TAG_BYTES
+_MARK_BYTES = 1 + KEY_ID_BYTES
+_PREFIX_BYTES = _MARK_BYTES + TAG_BYTES
 
 
 class AttemptError(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -140,9 +149,9 @@ def read_history(data: bytes, seal: Seal, bound_to: bytes) -> History | None:
 
 def _verified(data: bytes, seal: Seal, bound_to: bytes) -> Body:
     body = rest_of(data, _PREFIX_BYTES)
-    tag = data[_PREFIX_BYTES - TAG_BYTES : _PREFIX_BYTES]
+    tag = data[_MARK_BYTES:_PREFIX_BYTES]
     try:
-        seal.verify(data[1 : 1 + len(NO_KEY_ID)], data[:1], bound_to, body, tag)
+        seal.verify(data[:_MARK_BYTES], bound_to, body, tag)
     except (BadSignature, UnknownKey) as error:
         raise ResultTampered(str(error)) from None
     return body

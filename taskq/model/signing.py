@@ -15,6 +15,7 @@ import hmac
 import secrets
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from hmac import compare_digest
 from typing import TypeAlias
 
 TAG_BYTES = 16
@@ -86,10 +87,14 @@ class Seal:
     """Signs and verifies the bytes of one domain of one queue."""
 
     def __init__(self, keys: Sequence[str], domain: Domain, scope: bytes) -> None:
-        self._taggers = {key_id(key): _taggers(key, domain, scope) for key in keys}
+        # By mark: the algorithm's letter and the key's id.
+        self._taggers: dict[bytes, _Tagger] = {}
+        for key in keys:
+            small, large = _taggers(key, domain, scope)
+            self._taggers |= {BLAKE2B + key_id(key): small, HMAC_SHA256 + key_id(key): large}
         self.key_id = key_id(keys[0]) if keys else NO_KEY_ID
-        self._small, self._large = self._taggers.get(self.key_id, (_no_tag, _no_tag))
         self._marks = [word + self.key_id for word in (BLAKE2B, HMAC_SHA256)]
+        self._small, self._large = (self._taggers.get(mark, _no_tag) for mark in self._marks)
         if not keys:
             self._marks = [UNSIGNED + NO_KEY_ID] * 2
 
@@ -103,32 +108,37 @@ class Seal:
 
     def stamp(self, header: bytes, body: bytes) -> bytes:
         """Return all that is needed to verify: the mark and the tag."""
-        return self._marks[len(body) > LARGE] + self.tag(header, body)
+        if len(body) <= LARGE:
+            return self._marks[0] + self._small(header, body)
+        return self._marks[1] + self._large(header, body)
 
-    def verify(self, key: bytes, algorithm: bytes, header: bytes, body: Body, tag: bytes) -> None:
+    def verify(self, mark: bytes, header: bytes, body: Body, tag: bytes) -> None:
         """Return if `tag` is right.
 
         Raises:
-            UnknownKey: `key` is the id of no key here.
+            UnknownKey: `mark` names no key here.
             BadSignature: anything else; unsigned bytes included where keys exist.
 
         """
+        tagger = self._taggers.get(mark)
+        if tagger is None:
+            self._check_unsigned(mark[:1], mark[1:])
+        elif not compare_digest(tagger(header, body), tag):
+            msg = "bad signature"
+            raise BadSignature(msg)
+
+    def _check_unsigned(self, algorithm: bytes, key: bytes) -> None:
+        """Return if a mark without a tagger is right: that of unsigned bytes, and no key is set."""
         if algorithm == UNSIGNED or not self._taggers:
             if algorithm == UNSIGNED and not self._taggers:
                 return
             what = "unsigned" if algorithm == UNSIGNED else "signed, and no key is set here"
             raise BadSignature(what)
-        taggers = self._taggers.get(key)
-        if taggers is None:
+        if not any(known[1:] == key for known in self._taggers):
             msg = f"signed with the unknown key {key!r}"
             raise UnknownKey(msg)
-        if algorithm not in (BLAKE2B, HMAC_SHA256):
-            msg = f"unknown algorithm {algorithm!r}"
-            raise BadSignature(msg)
-        expected = taggers[algorithm == HMAC_SHA256](header, body)
-        if not hmac.compare_digest(expected, tag):
-            msg = "bad signature"
-            raise BadSignature(msg)
+        msg = f"unknown algorithm {algorithm!r}"
+        raise BadSignature(msg)
 
 
 def _taggers(key: str, domain: Domain, scope: bytes) -> tuple[_Tagger, _Tagger]:
@@ -138,8 +148,7 @@ def _taggers(key: str, domain: Domain, scope: bytes) -> tuple[_Tagger, _Tagger]:
 
     def blake2b(header: bytes, body: Body) -> bytes:
         state = small.copy()
-        state.update(header)
-        state.update(body)
+        state.update(header + body)
         return state.digest()
 
     def hmac_sha256(header: bytes, body: Body) -> bytes:

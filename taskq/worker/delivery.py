@@ -33,10 +33,8 @@ class Claim:
     seq: bytes
     # Redis's clock, microseconds: the fence of those claimed for the first time.
     fence: int
-    # By this process's monotonic clock.
+    # That instant by this process's monotonic clock.
     at: float
-    # Redis's clock less this machine's, milliseconds.
-    clock_lead: int
     # What an outcome is bound to, besides the id.
     name: bytes = dataclasses.field(init=False)
     # The record, less its state, of a message that ends in its first attempt.
@@ -46,9 +44,13 @@ class Claim:
         self.name = self.worker + self.seq
         self.first_end = records.with_attempt(records.fresh(self.fence, self.name))
 
+    def ms_at(self, instant: float) -> int:
+        """Return a monotonic instant as milliseconds since the epoch by Redis's clock."""
+        return self.fence // 1000 + int((instant - self.at) * 1000)
+
     def now_ms(self) -> int:
         """Return milliseconds since the epoch by Redis's clock."""
-        return clock.now_ms() + self.clock_lead
+        return self.ms_at(clock.monotonic())
 
 
 class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):

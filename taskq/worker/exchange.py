@@ -267,8 +267,7 @@ class Exchange:
 
     def _hand_out(self, port: Port, reply: Exchanged) -> None:
         """Put claimed messages on the books, and into the pools."""
-        lead = reply.now_us // 1000 - clock.now_ms()
-        claim = Claim(port.queue, port.worker, port.seq, reply.now_us, clock.monotonic(), lead)
+        claim = Claim(port.queue, port.worker, port.seq, reply.now_us, clock.monotonic())
         claimed = self._books.enter(claim, reply)
         if self.retrying is not None:
             self.retrying.difference_update(raw[12:44] for _, raw in reply.claimed)

@@ -142,7 +142,8 @@ class Executor:
         ):
             soft = self._note_limits(delivery, envelope, task, context, started)
         self._board.run(delivery.entry)
-        return Attempt(delivery, envelope, task, context, results, started, claim.now_ms(), soft)
+        ms = claim.ms_at(started)
+        return Attempt(delivery, envelope, task, context, results, started, ms, soft)
 
     def _note_limits(
         self,

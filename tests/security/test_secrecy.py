@@ -140,7 +140,7 @@ def test_no_repr_shows_what_is_carried() -> None:
     outgoing = Outgoing(carried, raw, "t")
     failure = Failure("x.Y", canary, canary, "pickle", raw, "KeyError", raw)
     past = AttemptError(1, 1, "x.Y", canary)
-    claim = Claim("q", b"w" * 32, b"0" * 10, 1, 1.0, 0)
+    claim = Claim("q", b"w" * 32, b"0" * 10, 1, 1.0)
     app = TaskQ("shop", url=f"redis://:{canary}@127.0.0.1:1", secret=canary * 10)
 
     @app.task(bind=True)

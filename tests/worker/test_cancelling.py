@@ -44,7 +44,7 @@ def delivered(app: TaskQ, task: str, kind: str, record: bytes = b"") -> Delivery
     one = Message(new_id(clock.now_ms()), 0, Envelope(task, 1, "json", b"[[],{}]"))
     raw = message.encode(one, app.seal(Domain.MESSAGE, "default"))
     worker, seq, fence = CLAIM
-    return Delivery(Claim("default", worker, seq, fence, clock.monotonic(), 0), kind, record, raw)
+    return Delivery(Claim("default", worker, seq, fence, clock.monotonic()), kind, record, raw)
 
 
 def run(executor: Executor, delivery: Delivery) -> Done:

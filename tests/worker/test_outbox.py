@@ -25,7 +25,7 @@ def _restless() -> Iterator[None]:
 
 
 def done(number: int = 0) -> Done:
-    claim = Claim("q", b"w" * 32, b"0000000001", 1, 0.0, 0)
+    claim = Claim("q", b"w" * 32, b"0000000001", 1, 0.0)
     delivery = Delivery(claim, "t", b"", b"")
     return Done(delivery, Finish("s", b"%d" % number))
 

@@ -19,7 +19,7 @@ from taskq.worker.pools.threads import ThreadPool
 from tests.eventually import let_pass, until
 
 PRODUCERS, EACH = 4, 2000
-CLAIM = Claim("q", b"w" * 32, b"0000000001", 1, 0.0, 0)
+CLAIM = Claim("q", b"w" * 32, b"0000000001", 1, 0.0)
 
 
 @pytest.fixture(autouse=True)
