@@ -6,11 +6,12 @@ them. Thus both wait by the same rules.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+import msgspec
 
 from taskq.broker import commands, keys, queries, records
 from taskq.broker.commands import Command
@@ -52,29 +53,25 @@ class Followed(Protocol):
 F = TypeVar("F", bound=Followed)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """Send a command; the reply is wanted back, or the error where Redis is away."""
 
     arguments: tuple[Any, ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """Run a script call; as `Ask`."""
 
     command: Command[Any]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(msgspec.Struct, frozen=True):
     """Wait so many seconds, or until notified."""
 
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Settled(Generic[F]):
+class Settled(msgspec.Struct, Generic[F], frozen=True):
     """This result is terminal now."""
 
     result: F
