@@ -50,6 +50,11 @@ class Record(msgspec.Struct, frozen=True):
             return b""
         return _history_of(self.tail) if self.letter in b"SY" else self.tail
 
+    @property
+    def unreported(self) -> bool:
+        """Whether it is that of a success of which nobody wanted to know more."""
+        return self.letter == b"s" and not self.tail
+
 
 def _history_of(tail: bytes) -> bytes:
     """Return the history in a tail that begins with the lane: `SCHEDULED`, `RETRYING`."""

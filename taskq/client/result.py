@@ -283,12 +283,15 @@ class Result(Generic[R_co]):
             raise MessageLost(msg)
         if record.letter not in b"sf":
             raise self._unrun(record)
+        if record.unreported:
+            msg = f"{self._task or self.id} ran with ignore_result=True: nothing is stored"
+            raise ResultNotStored(msg)
         report = self._subject.report(record)
         if report.failure is not None:
             raise _with_history(outcome.revive(report.failure), report)
         if report.serializer is None:
-            msg = f"{report.task} ran with ignore_result=True: nothing is stored"
-            raise ResultNotStored(msg)
+            msg = f"{self.id}: its outcome is neither a value nor a failure"
+            raise ResultTampered(msg)
         self._value = serializers.loads(report.serializer, report.value)
         return self._value
 

@@ -60,7 +60,7 @@ class Subject:
             return self._unknown()
         report, envelope, note = None, None, None
         try:
-            report = self.report(record) if record.letter in b"sf" else None
+            report = self._told(record)
             envelope = self._envelope(look.message)
         except Exception as error:  # noqa: BLE001 - a snapshot reports, whatever it finds
             note = f"{type(error).__name__}: {error}"
@@ -98,6 +98,10 @@ class Subject:
         return outcome.read_report(
             record.tail, seal, self.wire_id.encode() + record.worker + record.seq
         )
+
+    def _told(self, record: Record) -> Report | None:
+        has_one = record.letter in b"sf" and not record.unreported
+        return self.report(record) if has_one else None
 
     def _unknown(self) -> Snapshot:
         note = "Redis does not know this id"

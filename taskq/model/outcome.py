@@ -86,7 +86,7 @@ class Report(msgspec.Struct, array_like=True, frozen=True, gc=False):
     worker: str
     attempt: int
     delivery: int
-    # None where the task ignores its results, or failed.
+    # None where the task failed.
     serializer: str | None = None
     value: bytes = b""
     failure: Failure | None = None
@@ -101,7 +101,8 @@ class Report(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class Finished(msgspec.Struct, frozen=True, gc=False):
     """The attempt was the last one."""
 
-    report: Report
+    # None: it succeeded, and nobody wants to know more.
+    report: Report | None
     ttl_ms: int
 
 

@@ -238,6 +238,8 @@ class Executor:
         if isinstance(end, RetryIn):
             history = outcome.sign(end.history, attempt.seal, id_bytes)
             return Finish("y", delivery.field, history, end.delay_ms)
+        if end.report is None:
+            return Finish("s", delivery.field, b"s" + delivery.end, end.ttl_ms)
         body = outcome.sign(end.report, attempt.seal, id_bytes + delivery.claim.name)
         kind, letter = ("s", b"s") if end.report.failure is None else ("f", b"f")
         return Finish(kind, delivery.field, letter + delivery.end + body, end.ttl_ms)

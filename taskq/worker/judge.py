@@ -47,17 +47,17 @@ class Judge:
             if attempt.task.retry_policy.wants(ended.state):
                 text = f"{attempt.task.name} returned what its policy retries"
                 return self._again(attempt, MaxRetriesExceeded(text), ended, None)
-        ignored, how, data = attempt.envelope.ignore_result, None, b""
-        if not (terms.ignore_result if ignored is None else ignored):
-            try:
-                how, data = serializers.dumps(terms.serializer, value)
-            except SerializationError as error:
-                return self.failed(attempt, SerializationError(f"the result: {error}"))
-            if len(data) > (limit := self._config.max_result_bytes):
-                text = f"the result has {len(data):,} bytes, over max_result_bytes={limit:,}"
-                return self.failed(attempt, MessageTooLarge(text))
-        own = attempt.envelope.result_ttl_ms
+        own, ignored = attempt.envelope.result_ttl_ms, attempt.envelope.ignore_result
         ttl_ms = _kept(attempt, terms.result_ttl_ms if own is None else own)
+        if terms.ignore_result if ignored is None else ignored:
+            return Finished(None, ttl_ms)
+        try:
+            how, data = serializers.dumps(terms.serializer, value)
+        except SerializationError as error:
+            return self.failed(attempt, SerializationError(f"the result: {error}"))
+        if len(data) > (limit := self._config.max_result_bytes):
+            text = f"the result has {len(data):,} bytes, over max_result_bytes={limit:,}"
+            return self.failed(attempt, MessageTooLarge(text))
         return Finished(self._report(attempt, how, data), ttl_ms)
 
     def raised(self, attempt: Attempt, error: BaseException) -> Outcome:

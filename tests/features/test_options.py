@@ -310,6 +310,9 @@ def test_nobody_waits_for_what_is_not_stored(shop: Any) -> None:
     assert shop.order == ["quiet"]
     assert result.status is State.SUCCEEDED
     assert isinstance(shop.app.result(result.id).exception(timeout=5), ResultNotStored)
+    snapshot = result.snapshot()
+    assert (snapshot.status, snapshot.attempt, snapshot.note) == (State.SUCCEEDED, 1, None)
+    assert snapshot.finished_at is None
 
 
 def test_a_call_may_ask_for_the_result_that_its_task_ignores(app: TaskQ) -> None:
