@@ -28,7 +28,7 @@ from taskq.model import clock
 from taskq.worker.bell import Bell
 from taskq.worker.board import Board
 from taskq.worker.books import Slots
-from taskq.worker.delivery import Delivery, Done, take_back
+from taskq.worker.delivery import Delivery, take_back
 from taskq.worker.exchange import GATHER_SECONDS, Exchange
 from taskq.worker.executor import START_SECONDS, Executor
 from taskq.worker.outbox import Outbox
@@ -105,9 +105,7 @@ class Engine:
         self._threads = ThreadPool(
             plan.threads, self._executor.run, self._outbox, self.exchange.lead, self._listen
         )
-        self._coroutines = CoroutinePool(
-            plan.coroutines, self._executor.arun, self._coroutine_ended
-        )
+        self._coroutines = CoroutinePool(plan.coroutines, self._executor.arun, self._outbox)
         slots.waiting = self._threads.buffer.__len__
         slots.put_threads = self._threads.put
         slots.put_coroutines = self._coroutines.put
@@ -260,9 +258,6 @@ class Engine:
         """Stop a message, if it has started. What a thread does in C goes on until that ends."""
         pool = self._coroutines if delivery.kind == "c" else self._threads
         pool.interrupt(delivery.key, CancelledError)
-
-    def _coroutine_ended(self, done: Done) -> None:
-        self._outbox.put(done, prompt=True)
 
     def _loop_freed(self) -> None:
         self.exchange.ask()

@@ -45,6 +45,12 @@ class Outbox:
             self.prompt = True
             self._notify(prompt=True)
 
+    def hurry(self) -> None:
+        """Have what is in it sent at once."""
+        if self._done and not self.prompt:
+            self.prompt = True
+            self._notify(prompt=True)
+
     def take(self) -> list[Done]:
         """Return all there is at this moment. Called under the exchange's lock only."""
         # The marks first: what is put from here on sets them anew.

@@ -17,6 +17,7 @@ from taskq.model.states import State
 from taskq.worker.board import Board
 from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.executor import Executor
+from taskq.worker.outbox import Outbox
 from taskq.worker.pools.coroutines import CoroutinePool, LoopSlot
 from taskq.worker.pools.threads import ThreadSlot
 from tests.eventually import until
@@ -115,8 +116,8 @@ def test_what_raises_so_without_an_order_has_failed(app: Any) -> None:
 class TestCoroutinePool:
     def test_what_has_not_begun_is_left_to_whoever_begins_it(self, app: Any) -> None:
         """An asyncio task that is cancelled before its first step never says that it ended."""
-        executor, ended = Executor(app, "w", Board(5)), list[Done]()
-        pool = CoroutinePool(5, executor.arun, ended.append)
+        executor, outbox = Executor(app, "w", Board(5)), Outbox(lambda *, prompt: None)
+        pool = CoroutinePool(5, executor.arun, outbox)
         delivery = delivered(app, "anote", "c")
         busy = threading.Event()
         pool.start()
@@ -125,6 +126,6 @@ class TestCoroutinePool:
         executor.cancelled[delivery] = b"why"
         assert not pool.interrupt(delivery.key, asyncio.CancelledError)
         busy.set()
-        until(lambda: ended)
-        assert [one.finish.kind for one in ended] == ["c"]
+        until(lambda: len(outbox))
+        assert [one.finish.kind for one in outbox.take()] == ["c"]
         assert pool.stop(5)

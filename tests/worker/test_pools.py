@@ -183,19 +183,39 @@ def test_a_pool_without_threads_does_nothing() -> None:
 
 
 def test_every_coroutine_starts_and_ends() -> None:
-    ended: list[Done] = []
-
     async def run(one: Delivery, _slot: Any) -> Done:
         await asyncio.sleep(0)
         return done(one)
 
-    pool = CoroutinePool(100, run, ended.append)
+    outbox = Outbox(lambda *, prompt: None)
+    pool = CoroutinePool(100, run, outbox)
     pool.start()
     produce(lambda number: pool.put([delivery(number)]))
-    until(lambda: len(ended) == PRODUCERS * EACH, 20)
-    numbers = {int(one.finish.field) for one in ended}
+    until(lambda: len(outbox) == PRODUCERS * EACH, 20)
+    numbers = {int(one.finish.field) for one in outbox.take()}
     assert len(numbers) == PRODUCERS * EACH
     until(lambda: not pool._running)
+    assert pool.stop(5)
+
+
+def test_coroutines_that_end_at_once_are_sent_together_and_at_once() -> None:
+    async def run(one: Delivery, _slot: Any) -> Done:
+        if number_of(one) == 3:
+            await gate.wait()
+        return done(one)
+
+    told: list[bool] = []
+    outbox = Outbox(lambda *, prompt: told.append(prompt))
+    pool = CoroutinePool(10, run, outbox)
+    gate = asyncio.Event()
+    pool.start()
+    pool.put([delivery(number) for number in range(5)])
+    until(lambda: True in told)
+    assert told == [False, True]
+    assert len(outbox.take()) == 4
+    pool.loop.call_soon_threadsafe(gate.set)
+    until(lambda: len(outbox) == 1)
+    assert told == [False, True, True]
     assert pool.stop(5)
 
 
@@ -210,7 +230,7 @@ def test_a_loop_that_stops_cancels_what_runs() -> None:
             told.append("cancelled")
         return done(one)
 
-    pool = CoroutinePool(10, run, lambda _done: None)
+    pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None))
     pool.start()
     pool.put([delivery(1), delivery(2)])
     until(lambda: told == ["started"] * 2)
@@ -226,7 +246,7 @@ def test_a_loop_that_a_task_keeps_to_itself_is_not_waited_for() -> None:
         gate.wait(10)  # blocks the loop, as careless tasks do
         return done(one)
 
-    pool = CoroutinePool(10, run, lambda _done: None)
+    pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None))
     pool.start()
     pool.put([delivery(1)])
     assert started.wait(5)

@@ -11,6 +11,7 @@ from typing import Any
 
 from taskq.model import clock
 from taskq.worker.delivery import Delivery, Done, take_back
+from taskq.worker.outbox import Outbox
 
 log = logging.getLogger("taskq.worker")
 
@@ -107,13 +108,13 @@ class CoroutinePool:
         self,
         size: int,
         run: Callable[[Delivery, LoopSlot], Coroutine[Any, Any, Done]],
-        ended: Callable[[Done], None],
+        outbox: Outbox,
     ) -> None:
         self.size = size
         # Claimed and not started. Extended by the exchange, emptied by the loop.
         self.buffer: deque[Delivery] = deque()
         self._run = run
-        self._ended = ended
+        self._outbox = outbox
         self.loop = asyncio.new_event_loop()
         # Called when the loop goes on after it was kept; see `kept`.
         self.freed: Callable[[], None] = lambda: None
@@ -121,7 +122,7 @@ class CoroutinePool:
         self._behind_since: float | None = None
         self._stopped = False
         # Keeps the running asyncio tasks alive; the loop itself holds them weakly.
-        self._running: dict[asyncio.Task[None], LoopSlot] = {}
+        self._running: set[LoopSlot] = set()
         self._thread = threading.Thread(target=self._serve, name="taskq-loop", daemon=True)
 
     def start(self) -> None:
@@ -147,7 +148,7 @@ class CoroutinePool:
 
     def interrupt(self, key: tuple[str, bytes], exception: type[BaseException]) -> bool:
         """Raise `exception` in the task of a message; return whether it was running."""
-        for slot in list(self._running.values()):
+        for slot in list(self._running):
             current = slot.current
             if current is not None and current.key == key:
                 return slot.interrupt(current, exception)
@@ -163,19 +164,24 @@ class CoroutinePool:
     def _spawn(self) -> None:
         for delivery in take_back(self.buffer):
             slot = LoopSlot(self.loop)
-            task = slot.task = self.loop.create_task(self._one(delivery, slot))
-            self._running[task] = slot
-            task.add_done_callback(self._running.pop)
+            self._running.add(slot)
+            slot.task = self.loop.create_task(self._one(delivery, slot))
         # Behind the first steps of all these.
         self.loop.call_soon(self._catch_up)
 
     def _catch_up(self) -> None:
         kept, self._behind_since = self.kept, None
+        self._outbox.hurry()
         if kept:
             self.freed()
 
     async def _one(self, delivery: Delivery, slot: LoopSlot) -> None:
-        self._ended(await self._run(delivery, slot))
+        try:
+            done = await self._run(delivery, slot)
+            # Those that end at their first step go to Redis together.
+            self._outbox.put(done, prompt=self._behind_since is None)
+        finally:
+            self._running.discard(slot)
 
     def _run_loop(self) -> None:
         try:
@@ -186,8 +192,9 @@ class CoroutinePool:
 
     def _cancel(self) -> None:
         self._stopped = True
-        for task in self._running:
-            task.cancel()
+        for slot in self._running:
+            if slot.task is not None:
+                slot.task.cancel()
         self.loop.call_soon(self.loop.stop)
 
     def _serve(self) -> None:
