@@ -8,6 +8,7 @@ TaskQError
 ├── DuplicateMessage                    the id is in use by another task
 ├── BrokerError                         Redis answered with an error
 │   ├── BrokerUnavailable (ConnectionError)
+│   │   ├── Interrupted                 the request may or may not have been carried out
 │   │   └── EnqueueUncertain            the message may or may not have been accepted
 │   └── BrokerFull                      Redis is at `maxmemory`; nothing was enqueued
 ├── DeadLetterError                     no such dead letter, or one that cannot be sent again
@@ -78,6 +79,13 @@ class BrokerError(TaskQError):
 
 class BrokerUnavailable(BrokerError, ConnectionError):
     """No server answered within the deadline."""
+
+
+class Interrupted(BrokerUnavailable):
+    """The connection broke after the request was sent: it may have been carried out.
+
+    To repeat it is safe: whatever changes something may be repeated.
+    """
 
 
 class EnqueueUncertain(BrokerUnavailable):

@@ -25,13 +25,12 @@ from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import (
     CLIENT_ERRORS,
     Endpoint,
-    Interrupted,
     ScriptMissing,
     retrying,
     translate,
 )
 from taskq.broker.grouping import AsyncGroup
-from taskq.errors import BrokerError, BrokerUnavailable
+from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
 T = TypeVar("T")

@@ -33,7 +33,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 from tenacity import retry_if_exception_type, stop_before_delay, wait_random_exponential
 
-from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError
+from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError, Interrupted
 
 SCHEMES = ("redis", "rediss", "unix", "memory", "embedded")
 SOCKET_TIMEOUT = 5.0
@@ -57,10 +57,6 @@ _AsyncPool: Any = redis.asyncio.ConnectionPool
 
 _memory_lock = threading.Lock()
 _memory_servers: dict[str, Any] = {}
-
-
-class Interrupted(BrokerUnavailable):
-    """The connection broke after the request was sent: it may have been carried out."""
 
 
 class ScriptMissing(BrokerError):

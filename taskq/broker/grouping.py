@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from taskq.broker.commands import MOST_BYTES, MOST_MESSAGES, Outgoing
-from taskq.broker.connection import LONGEST_PAUSE, Interrupted
-from taskq.errors import BrokerError, BrokerUnavailable
+from taskq.broker.connection import LONGEST_PAUSE
+from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
 # With one alone, Redis would be idle while the next is made; with more, less would be shared.

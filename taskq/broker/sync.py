@@ -21,13 +21,12 @@ from taskq.broker.connection import (
     CLIENT_ERRORS,
     SOCKET_TIMEOUT,
     Endpoint,
-    Interrupted,
     ScriptMissing,
     retrying,
     translate,
 )
 from taskq.broker.grouping import Group
-from taskq.errors import BrokerError, BrokerUnavailable
+from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
 T = TypeVar("T")

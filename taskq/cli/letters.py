@@ -16,6 +16,7 @@ from rich.table import Table
 from taskq.cli.place import app_option, fail, open_app, printable
 from taskq.client.app import TaskQ
 from taskq.client.dead import DeadLetter
+from taskq.config import check_name
 from taskq.errors import DeadLetterError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -139,6 +140,8 @@ def _opened(context: click.Context, options: dict[str, Any]) -> TaskQ:
     app = open_app(context, options["app"])
     if options["queue"] is not None:
         app.check_queue(options["queue"])
+    if options["task"] is not None:
+        check_name("task", options["task"])
     return app
 
 

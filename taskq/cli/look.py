@@ -13,8 +13,9 @@ from rich.table import Table
 
 from taskq.broker import commands, keys, queries
 from taskq.broker.queries import Survey
-from taskq.cli.place import app_option, open_app, printable
+from taskq.cli.place import app_option, open_app, printable, split_names
 from taskq.client.app import TaskQ
+from taskq.config import check_name
 
 
 @click.command()
@@ -25,8 +26,8 @@ from taskq.client.app import TaskQ
 def status(context: click.Context, app: str | None, queues: str | None, *, as_json: bool) -> None:
     """Show what is queued, scheduled and running, and the live workers."""
     opened = open_app(context, app)
-    names = queues.split(",") if queues else opened.queues
-    surveys = [_survey(opened, name.strip()) for name in names]
+    names = opened.queues if queues is None else map(opened.check_queue, split_names(queues))
+    surveys = [_survey(opened, name) for name in names]
     if as_json:
         click.echo(json.dumps(_as_data(opened, surveys), indent=2))
     else:
@@ -43,10 +44,12 @@ def status(context: click.Context, app: str | None, queues: str | None, *, as_js
 def purge(context: click.Context, app: str | None, queue: str, task: str, *, yes: bool) -> None:
     """Throw away queued and scheduled messages; whoever waits for them gets Cancelled."""
     opened = open_app(context, app)
+    opened.check_queue(queue)
+    if task:
+        check_name("task", task)
     what = f"all messages of {task} on {queue}" if task else f"all messages on {queue}"
     if not yes:
         click.confirm(f"Throw away {printable(what)} of the app {opened.name}?", abort=True)
-    opened.check_queue(queue)
     base, total, left = keys.base(opened.name, queue), 0, True
     while left:
         count, left = opened.broker.run(commands.purge(base, "purged", task))

@@ -10,6 +10,7 @@ import click
 
 from taskq.client.app import TaskQ
 from taskq.client.loader import load_app
+from taskq.config import NAME
 from taskq.model.words import printable as printable  # noqa: PLC0414 - for all verbs
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,6 +43,14 @@ def named_app(context: click.Context, after: str | None) -> str:
 def open_app(context: click.Context, after: str | None) -> TaskQ:
     """Import the app."""
     return load_app(named_app(context, after))
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return the names of queues in `-Q a,b`, each once; exit with 2 where one cannot be a name."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names or not all(map(NAME.fullmatch, names)):
+        fail(f"-Q {text[:140]!r}: queue names have 1 to 128 of A-Z a-z 0-9 _ . -")
+    return names
 
 
 def fail(reason: str, code: int = 2) -> NoReturn:

@@ -10,7 +10,7 @@ import click
 
 from taskq.cli.durations import Duration
 from taskq.cli.health import PORT, PORT_VARIABLE
-from taskq.cli.place import app_option, fail, named_app
+from taskq.cli.place import app_option, fail, named_app, split_names
 from taskq.config import NAME
 from taskq.worker import logs, memory
 from taskq.worker.process import Orders
@@ -81,10 +81,11 @@ def worker(context: click.Context, /, modules: tuple[str, ...], **options: Any) 
     if not NAME.fullmatch(name):
         fail(f"--name {name!r}: use 1 to 128 of A-Z a-z 0-9 _ . -")
     processes, threads = _slots(options)
+    most, limit = _memory(options)
     orders = Orders(
         app=named_app(context, app),
         modules=modules,
-        queues=_queues(options["queues"]),
+        queues=None if options["queues"] is None else split_names(options["queues"]),
         processes=processes,
         threads=threads,
         coroutines=options["coroutines"],
@@ -96,8 +97,8 @@ def worker(context: click.Context, /, modules: tuple[str, ...], **options: Any) 
         shutdown_timeout=options["shutdown_timeout"],
         health=options["health_port"] is not None,
         max_tasks=options["max_tasks_per_child"],
-        max_memory=_size("--max-memory-per-child", options["max_memory_per_child"]),
-        memory_limit=_size("--memory-limit", options["memory_limit"]),
+        max_memory=most,
+        memory_limit=limit,
     )
     vitals = _vitals(name, options)
     logs.configure(orders.loglevel, orders.log_format, name)
@@ -129,18 +130,16 @@ def _slots(options: dict[str, Any]) -> tuple[int | None, int | None]:
     return options["concurrency"], 1
 
 
+def _memory(options: dict[str, Any]) -> tuple[int | None, int | None]:
+    most = _size("--max-memory-per-child", options["max_memory_per_child"])
+    limit = _size("--memory-limit", options["memory_limit"])
+    if most is not None and limit is not None and limit <= most:
+        fail("--memory-limit kills a child before --max-memory-per-child replaces it: give it more")
+    return most, limit
+
+
 def _size(option: str, text: str | None) -> int | None:
     try:
         return None if text is None else memory.parse(text)
     except ValueError as error:
         fail(f"{option}: {error}")
-
-
-def _queues(text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    wrong = [name for name in names if not NAME.fullmatch(name)]
-    if wrong or not names:
-        fail(f"-Q {text!r}: queue names have 1 to 128 of A-Z a-z 0-9 _ . -")
-    return names

@@ -17,12 +17,11 @@ import msgspec
 
 from taskq.broker import commands, keys, queries
 from taskq.broker.commands import Command
-from taskq.broker.connection import Interrupted
 from taskq.broker.queries import Letter
 from taskq.client.result import Result
 from taskq.client.snapshot import words_of
 from taskq.config import check_name
-from taskq.errors import DeadLetterError, EnqueueUncertain, ResultTampered
+from taskq.errors import DeadLetterError, EnqueueUncertain, Interrupted, ResultTampered
 from taskq.model import clock, message, outcome
 from taskq.model.message import Message, Refused
 from taskq.model.outcome import AttemptError, Report
@@ -82,10 +81,15 @@ class DeadLetters:
     def list(
         self, queue: str | None = None, task: str | None = None, limit: int = PAGE
     ) -> _Letters:
-        """Return the newest letters of a queue, or of all that the app declares."""
+        """Return the newest letters of a queue, or of all that the app declares.
+
+        Raises:
+            ConfigError: nobody declared the queue, or it or the task has no possible name.
+
+        """
         found: _Letters = []
         _check_limit(limit)
-        for one in self._queues(queue):
+        for one in self._queues(queue, task):
             opened = (letter.told() for letter in self._walk(one))
             found += itertools.islice((one for one in opened if task in (None, one.task)), limit)
         return _newest(found, limit)
@@ -96,7 +100,7 @@ class DeadLetters:
         """Return the newest letters; as `list`, awaited."""
         found: _Letters = []
         _check_limit(limit)
-        for one in self._queues(queue):
+        for one in self._queues(queue, task):
             count = 0
             async for letter in self._awalk(one):
                 if count == limit:
@@ -147,7 +151,7 @@ class DeadLetters:
         if ids:
             return sum(self._app.broker.run(one)[0] for one in self._discards(ids))
         total = 0
-        for one in self._queues(queue):
+        for one in self._queues(queue, task):
             skip: int | None = 0
             while skip is not None:
                 count, skip = self._app.broker.run(self._discard(one, skip, task))
@@ -160,15 +164,17 @@ class DeadLetters:
         if ids:
             return sum([(await broker.run(one))[0] for one in self._discards(ids)])
         total = 0
-        for one in self._queues(queue):
+        for one in self._queues(queue, task):
             skip: int | None = 0
             while skip is not None:
                 count, skip = await broker.run(self._discard(one, skip, task))
                 total += count
         return total
 
-    def _queues(self, queue: str | None) -> Sequence[str]:
-        return self._app.queues if queue is None else (check_name("queue", queue),)
+    def _queues(self, queue: str | None, task: str | None) -> Sequence[str]:
+        if task is not None:
+            check_name("task", task)
+        return self._app.queues if queue is None else (self._app.check_queue(queue),)
 
     def _walk(self, queue: str) -> Iterator[_Opened]:
         skip: int | None = 0

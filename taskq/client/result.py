@@ -239,9 +239,12 @@ class Result(Generic[R_co]):
         if reason is not None and not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance] - people pass anything
             msg = f"reason must be a str, not {type(reason).__name__}"
             raise TypeError(msg)
+        if not isinstance(terminate, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - the same
+            msg = f"terminate must be a bool, not {type(terminate).__name__}"
+            raise TypeError(msg)
         words = (reason or "")[:MOST_WORDS].encode(errors="backslashreplace")
         seal = self.app.seal(Domain.CONTROL, self.queue)
-        order = control.give(self.wire_id.encode(), words, seal, terminate=bool(terminate))
+        order = control.give(self.wire_id.encode(), words, seal, terminate=terminate)
         return commands.cancel(self._base, self.wire_id, order)
 
     @property

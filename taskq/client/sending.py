@@ -11,11 +11,16 @@ import msgspec
 
 from taskq.broker import commands, keys
 from taskq.broker.commands import Command, Outgoing
-from taskq.broker.connection import Interrupted
 from taskq.client.mould import Mould, Written
 from taskq.client.result import Result
 from taskq.client.signature import Signature
-from taskq.errors import BrokerError, ConfigError, DuplicateMessage, EnqueueUncertain
+from taskq.errors import (
+    BrokerError,
+    ConfigError,
+    DuplicateMessage,
+    EnqueueUncertain,
+    Interrupted,
+)
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ

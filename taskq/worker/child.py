@@ -95,7 +95,7 @@ class Child:
             self._examined = self._examine(app)
         threads = config.threads if orders["threads"] is None else orders["threads"]
         coroutines = config.coroutines if orders["coroutines"] is None else orders["coroutines"]
-        queues = orders["queues"] or app.queues
+        queues = [app.check_queue(one) for one in orders["queues"] or app.queues]
         plan = Plan(
             tuple(queues), threads, coroutines, orders["name"], self._board, orders["alone"]
         )

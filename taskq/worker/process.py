@@ -66,9 +66,12 @@ class ChildProcess:
         self.failed: str | None = None
         # Stopped by a signal: it runs nothing, so its leases are not renewed.
         self.frozen = False
-        # Told to end; and the child that has taken its place already.
+        # It serves another app, or another Redis, than the worker does.
+        self.stray = False
+        # Told to end, or to be replaced; by which child, and why.
         self.leaving = False
         self.successor: ChildProcess | None = None
+        self.spent = ""
         self._handing_back = False
         # It said that it leaves, and has given back what it held.
         self.bye = False

@@ -15,6 +15,7 @@ from taskq.worker.blame import MOST_ALONE
 from taskq.worker.channel import Note
 from taskq.worker.maintenance import Member
 from taskq.worker.process import ChildProcess, Orders
+from taskq.worker.roll import LOAD_SECONDS
 
 log = logging.getLogger("taskq.worker")
 
@@ -38,6 +39,9 @@ class Staff:
         # When to start a child again, and the pause before the one after, by place.
         self._restarts: dict[int, float] = {}
         self._pauses: dict[int, float] = {}
+        # Those that are to be replaced and whose successor did not come to serve: when the next
+        # one is tried, and why.
+        self._spent: dict[ChildProcess, tuple[float, str]] = {}
         # Members that Redis did not know, once: the child may know already.
         self._unknown: set[Member] = set()
         # How many children for suspects there have been.
@@ -98,15 +102,19 @@ class Staff:
                 self._children.append(ChildProcess(orders, 0, name))
 
     def recycle(self, child: ChildProcess, why: str) -> None:
-        """Replace a child that works: another is started first, then this one ends its work."""
-        if child.leaving:
+        """Replace a child that works: another is started first, then this one ends its work.
+
+        Where that one does not come to serve, this one goes on: better a child over its limit
+        than none.
+        """
+        if child.leaving or child in self._spent:
             return
         log.info("child %d is replaced: %s", child.pid, why)
         child.leaving = True
         if child.alone:
             self.retire(child)
         else:
-            child.successor = self.start(child.number)
+            child.successor, child.spent = self.start(child.number), why
 
     def relieve(self, child: ChildProcess) -> None:
         """Let the child go whose place this one has taken, or should have."""
@@ -121,7 +129,19 @@ class Staff:
     def remove(self, child: ChildProcess) -> None:
         """Strike a child off that has ended."""
         self._children.remove(child)
-        self.relieve(child)
+        self._spent.pop(child, None)
+        for earlier in self._children:
+            if earlier.successor is child and not child.serves:
+                self._keep(earlier)
+
+    def _keep(self, child: ChildProcess) -> None:
+        """Let a child go on whose successor ended before it served, if it is of any use."""
+        # Condemned: it was told to claim no more, and was not killed after all.
+        if self.fills(child.number) or child.condemned_at is not None:
+            self.retire(child)
+            return
+        child.leaving, child.successor = False, None
+        self._spent[child] = clock.monotonic() + LOAD_SECONDS, child.spent
 
     def replace(self, child: ChildProcess) -> None:
         """Have another take the place of one that ended: at once, then with growing pauses."""
@@ -131,19 +151,32 @@ class Staff:
         if child.failed:
             log.error("a child cannot start: %s", child.failed)
             pause = float("inf") if self._orders.reload else max(pause, 1.0)
-        stays = {one.number for one in self._children if not one.leaving}
-        if child.number in stays or child.number > self.places:
+        if self.fills(child.number) or child.number > self.places:
             return  # a rolling restart has put another in its place, or needs none there
         self._restarts[child.number] = clock.monotonic() + pause
 
+    def fills(self, place: int) -> bool:
+        """Whether a child is there that is to stay."""
+        return any(one.number == place and not one.leaving for one in self._children)
+
     def restart(self, now: float) -> None:
-        """Start those whose pause is over."""
+        """Start those whose pause is over, and give up successors that do not come to serve."""
+        for child, (at, why) in list(self._spent.items()):
+            if at <= now:
+                del self._spent[child]
+                self.recycle(child, why)
+        for child in self._children:
+            new = child.successor
+            if new is not None and not new.serves and now - new.born >= LOAD_SECONDS:
+                log.error("child %d has not loaded in %g s: killing it", new.pid, LOAD_SECONDS)
+                new.kill()
         for place in [place for place, at in self._restarts.items() if at <= now]:
             self.start(place)
 
     def hurry(self) -> None:
         """Let nobody pause any longer: the code is another one."""
         self._restarts = dict.fromkeys(self._restarts, 0.0)
+        self._spent = {child: (0.0, why) for child, (_, why) in self._spent.items()}
 
     def members(self) -> list[Member]:
         """Return whose leases are to be renewed."""

@@ -104,7 +104,8 @@ class Supervisor:
                 # One that says it after the end has begun has been killed meanwhile.
                 if not self._stopping.begun:
                     self._welcome(child, note)
-                    self._staff.relieve(child)
+                    if child.serves:
+                        self._staff.relieve(child)
             elif note["kind"] == "terminate":
                 self._terminate(child, note["id"])
             elif note["kind"] == "spent":
@@ -120,7 +121,12 @@ class Supervisor:
         # Taken out of the note, which is kept.
         keyring = Keyring(hello.pop("keys"))
         if self._served is not None and self._served != (hello["app"], hello["url"]):
-            log.error("the app or its Redis is another one now: start a new worker for it")
+            name, url = self._served
+            child.stray = True
+            child.failed = (
+                f"the code now names the app {hello['app']} on {hello['place']}, and this "
+                f"worker serves {name} on {Endpoint(url).place}: start a new worker for it"
+            )
             child.channel.send({"kind": "hand_back"})
             return
         child.hello, self._served = hello, (hello["app"], hello["url"])
@@ -200,12 +206,14 @@ class Supervisor:
         elif child.alone:
             if child.failed:
                 log.error("a child for suspects cannot start: %s", child.failed)
+        elif child.stray and child.failed and not self._staff.fills(child.number):
+            self._give_up(child.failed, self._staff.patience)
         elif child.successor is None:
             self._staff.replace(child)
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: str, patience: float = 0.0) -> None:
         self._failed = why
-        self._stopping.begin(0.0)
+        self._stopping.begin(patience)
 
     def _obey_signals(self) -> None:
         serving = self._maintenance is not None and not self._stopping.begun

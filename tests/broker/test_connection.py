@@ -6,8 +6,15 @@ import pytest
 import redis
 from redis import exceptions
 
-from taskq.broker.connection import Endpoint, Interrupted, translate
-from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError, TaskQError
+from taskq.broker.connection import Endpoint, translate
+from taskq.errors import (
+    BrokerError,
+    BrokerFull,
+    BrokerUnavailable,
+    ConfigError,
+    Interrupted,
+    TaskQError,
+)
 from tests.broker.drivers import DRIVERS, Blocking
 from tests.servers import Server
 

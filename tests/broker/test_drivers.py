@@ -20,9 +20,9 @@ import pytest
 
 from taskq.broker import commands, connection, keys, queries
 from taskq.broker.aio import AsyncBroker
-from taskq.broker.connection import Endpoint, Interrupted
+from taskq.broker.connection import Endpoint
 from taskq.broker.sync import MOST_LINES, Broker, Line
-from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable
+from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 from taskq.model import clock
 from taskq.model.states import State
 from tests.broker.drivers import DRIVERS, Blocking, Driver, all_of

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from taskq.broker.commands import MOST_BYTES, Outgoing
-from taskq.broker.connection import Interrupted
 from taskq.broker.grouping import AsyncGroup, Group
-from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable
+from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 from taskq.model.message import Envelope, Message
 from tests.eventually import until
 

@@ -298,6 +298,16 @@ def test_a_child_that_ran_its_share_is_replaced_without_a_pause(shell: Any, app:
     assert worker.stop() == 0
 
 
+def test_a_child_that_ran_its_share_goes_on_where_no_other_can_start(shell: Any, app: Any) -> None:
+    worker = shell.worker("proj", "-p", "1", "-t", "1", "--max-tasks-per-child", "1")
+    shell.write("proj.py", (shell.folder / "proj.py").read_text() + "\nthis is no python\n")
+    first = app.send_task("proj.pid").get(timeout=10)
+    worker.says("a child cannot start: cannot import 'proj'")
+    assert app.send_task("proj.pid").get(timeout=5) == first
+    assert worker.children() == [first]
+    assert worker.stop() == 0
+
+
 @pytest.mark.parametrize("size", ["lots", "512", "-1M", "0M", "5T"])
 @pytest.mark.parametrize("option", ["--max-memory-per-child", "--memory-limit"])
 def test_a_size_that_is_none_is_told(shell: Any, option: str, size: str) -> None:

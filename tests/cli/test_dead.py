@@ -118,6 +118,7 @@ def test_retry_keeps_what_it_cannot_send_and_sends_the_rest(
         (["retry", "nobody"], "there is no dead letter 'nobody'"),
         (["purge", "x", "-Q", "mail"], "give ids, or --queue and --task"),
         (["list", "-Q", "mial"], "did you mean 'mail'"),
+        (["retry", "--all", "--task", "bad task"], "task name 'bad task'"),
         (["list", "--limit", "0"], "limit"),
         (["show", "x@a b"], "queue name"),
     ],

@@ -82,6 +82,19 @@ class TestStatus:
         assert list(status_of(shell, "-Q", "mail")["queues"]) == ["mail"]
         assert "default" not in shell.type("status", "-A", "proj", "-Q", "mail").stdout
 
+    @pytest.mark.parametrize(
+        ("queues", "told"),
+        [
+            ("mail,mial", "did you mean 'mail'"),
+            ("a b", "queue names have"),
+            (",", "queue names have"),
+        ],
+    )
+    def test_of_what_is_no_queue(self, shell: Any, queues: str, told: str) -> None:
+        done = shell.type("status", "-A", "proj", "-Q", queues)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert told in done.stderr
+
     def test_shows_no_control_characters(self, shell: Any, app: TaskQ) -> None:
         """Whoever can write to Redis must not get to drive the terminal of an operator."""
         base, evil = keys.base(app.name, "default"), "evil\x1b[31m[red]\r\n\x9b2J"
@@ -145,10 +158,20 @@ class TestPurge:
         assert f"all messages on default of the app {shell.name}?" in done.stdout
         assert result.status is State.QUEUED
 
-    def test_of_a_queue_that_nobody_declared(self, shell: Any) -> None:
-        done = shell.type("purge", "-A", "proj", "-Q", "mial", "--yes")
-        assert done.returncode == 2
-        assert "did you mean 'mail'" in done.stderr
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            (["-Q", "mial"], "did you mean 'mail'"),
+            (["-Q", "mail", "--task", "bad task"], "task name 'bad task'"),
+        ],
+        ids=" ".join,
+    )
+    def test_of_what_nobody_declared_does_not_even_ask(
+        self, shell: Any, words: list[str], told: str
+    ) -> None:
+        done = shell.type("purge", "-A", "proj", *words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert told in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -155,6 +155,7 @@ def test_concurrency_is_processes_of_one_thread(shell: Any, app: Any, tmp_path: 
         ["-n", "no spaces"],
         ["-Q", "no spaces"],
         ["-Q", ","],
+        ["--memory-limit", "100M", "--max-memory-per-child", "200M"],
     ],
     ids=" ".join,
 )
@@ -167,9 +168,17 @@ def test_a_flag_that_cannot_be_meant_exits_with_2(shell: Any, words: list[str]) 
 def test_only_the_queues_named_are_served(shell: Any, app: Any) -> None:
     mail = app.send_task("proj.add", (1, 2), queue="mail")
     default = app.send_task("proj.add", (3, 4))
-    worker = shell.worker("proj", "-p", "1", "-Q", " mail , other ", "-n", "post.man-1")
+    worker = shell.worker("proj", "-p", "1", "-Q", " mail , mail ", "-n", "post.man-1")
     assert mail.get(timeout=10) == 3
     assert mail.snapshot().worker == "post.man-1"
     assert not default.ready()
     assert "post.man-1" in worker.log
     assert worker.stop() == 0
+
+
+def test_a_queue_that_nobody_declared_is_not_served(shell: Any) -> None:
+    done = shell.type("worker", "proj", "-p", "2", "-Q", "default,mial")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "nobody declared the queue 'mial'" in done.stderr
+    assert "did you mean 'mail'" in done.stderr

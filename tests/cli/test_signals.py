@@ -143,6 +143,25 @@ def test_another_app_needs_another_worker(shell: Any, app: Any) -> None:
     assert worker.stop() == 0
 
 
+def test_a_child_that_comes_back_with_another_app_ends_the_worker_in_a_line(
+    shell: Any, app: Any, tmp_path: Path
+) -> None:
+    """What the other child runs has the time that a stop gives it."""
+    worker = shell.worker("proj", "-p", "2", "-t", "1")
+    until(lambda: serving(app) == 2)
+    held = app.send_task("proj.hold", (str(tmp_path),))
+    until(lambda: started(tmp_path))
+    runs = app.send_task("proj.pid").get(timeout=5)
+    shell.write("proj.py", source(shell).replace(shell.name, shell.name + "x"))
+    os.kill(runs, signal.SIGKILL)
+    until(lambda: serving(app) == 1)
+    (tmp_path / "go").touch()
+    assert held.get(timeout=10) == [1, 1]
+    assert worker.ends() == 2
+    assert worker.log.count("start a new worker") == 1
+    assert f"the app {shell.name}x on" in worker.log.splitlines()[-1]
+
+
 def test_sighup_before_it_serves_waits_until_it_does(shell: Any, app: Any) -> None:
     worker = shell.start("worker", "proj", "-p", "1")
     until(worker.children)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskq.broker.connection import Endpoint, Interrupted
+from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
+from taskq.errors import Interrupted
 from tests.failure.proxy import Act, Proxy, Request
 from tests.servers import Server
 

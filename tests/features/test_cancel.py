@@ -330,6 +330,13 @@ class TestReason:
             result.cancel(reason)
         assert result.status is State.SCHEDULED
 
+    @pytest.mark.parametrize("terminate", ["yes", 1, None])
+    def test_to_terminate_is_said_by_a_bool(self, shop: Any, terminate: Any) -> None:
+        result = shop.hold.options(countdown=100).delay()
+        with pytest.raises(TypeError, match="terminate must be a bool"):
+            result.cancel(terminate=terminate)
+        assert result.status is State.SCHEDULED
+
     def test_is_cut_at_500_characters(self, shop: Any) -> None:
         result = shop.hold.options(countdown=100).delay()
         result.cancel("ü" * 600)

@@ -11,9 +11,16 @@ from typing import Any
 
 import pytest
 
-from taskq import DeadLetter, DeadLetterError, EnqueueUncertain, State, TaskQ
+from taskq import (
+    ConfigError,
+    DeadLetter,
+    DeadLetterError,
+    EnqueueUncertain,
+    Interrupted,
+    State,
+    TaskQ,
+)
 from taskq.broker import keys
-from taskq.broker.connection import Interrupted
 from taskq.model import clock, message
 from taskq.model.message import Envelope, Message, new_id
 from taskq.model.signing import Domain, Keyring
@@ -282,6 +289,29 @@ def test_the_awaited_twins_do_the_same(shop: Any, order: str, awaited: Any) -> N
 def test_a_limit_is_a_number(shop: Any, limit: Any) -> None:
     with pytest.raises(ValueError, match="limit must be an int"):
         shop.app.dead.list(limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        ({"queue": "mial"}, "nobody declared the queue 'mial'.* did you mean 'mail'"),
+        ({"queue": "a b"}, "queue name 'a b'"),
+        ({"task": "a b"}, "task name 'a b'"),
+    ],
+    ids=lambda one: str(one) if isinstance(one, dict) else "",
+)
+def test_a_slip_of_the_hand_is_not_an_empty_list(
+    shop: Any, awaited: Any, chosen: dict[str, str], told: str
+) -> None:
+    dead = shop.app.dead
+    with pytest.raises(ConfigError, match=told):
+        dead.list(**chosen)
+    with pytest.raises(ConfigError, match=told):
+        dead.purge(**chosen)
+    with pytest.raises(ConfigError, match=told):
+        awaited(dead.alist(**chosen), shop.app)
+    with pytest.raises(ConfigError, match=told):
+        awaited(dead.apurge(**chosen), shop.app)
 
 
 def test_a_retry_whose_reply_was_lost_says_under_which_id_it_was_sent(
