@@ -150,7 +150,7 @@ class Queue:
 
     def fall_due(self) -> None:
         """Let the time of all that is scheduled have come."""
-        for id in self.scheduled():
+        for id in self.call("ZRANGE", "scheduled", 0, -1):
             self.call("ZADD", "scheduled", 1, id)
 
     def raw_record(self, id: str) -> bytes | None:
@@ -223,7 +223,10 @@ class Queue:
     def dump(self) -> dict[str, tuple[bytes, int, Any]]:
         """Return all there is: name → type, milliseconds left, content."""
         rows = self.evaluate(DUMP, self.base + "*")
-        return {name.decode(): (kind, int(ttl), content) for name, kind, ttl, content in rows}
+        return {
+            name.decode(errors="replace"): (kind, int(ttl), content)
+            for name, kind, ttl, content in rows
+        }
 
     def records(self) -> dict[str, tuple[bytes, int]]:
         """Return all records, each with the milliseconds it has left."""

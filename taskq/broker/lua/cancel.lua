@@ -9,8 +9,13 @@ if not string.find(order, '^[t-]') or #order < PROVEN then
 end
 local reason = sub(order, PROVEN + 1)
 call('HDEL', base .. 'seqs', '')
-local record = call('GET', base .. 'm:' .. id)
-if not record then return 'unknown' end
+local record = read(id)
+if not record then
+  if call('EXISTS', base .. 'm:' .. id) == 0 then return 'unknown' end
+  -- No script wrote it: there is nothing to run, or what is there is not to.
+  resolve(publish, id, 'c', 'Q', reason, DAY)
+  return 'cancelled'
+end
 if is_terminal(record) then
   -- The reply to the first call may have been lost.
   return sub(record, 1, 1) == 'c' and history_of(record) == reason and 'cancelled' or 'over'

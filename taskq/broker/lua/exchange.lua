@@ -67,7 +67,7 @@ for i = at, #ARGV, 2 do caps[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
 local expiry = call('ZSCORE', base .. 'workers', worker)
 if not expiry then return {'lost', digits(now_us), '', '', verdicts} end
-if tonumber(expiry) < now + 0.8 * lease then
+if (tonumber(expiry) or 0) < now + 0.8 * lease then
   call('ZADD', base .. 'workers', digits(now + lease), worker)
 end
 
@@ -85,21 +85,25 @@ if repeated then
     local task = task_of(lane)
     local kind = call('HGET', base .. 'known:' .. digest, task) or 't'
     local sort = kind == 't' and caps[task] and 'q' or kind
-    out[#out + 1] = sort .. (call('GET', base .. 'm:' .. sub(pair[1], 1, 32)) or '')
+    out[#out + 1] = sort .. (read(sub(pair[1], 1, 32)) or '')
     out[#out + 1] = message
   end
   out[3], out[4] = string.match(last, '^..........(%d*)(%a*);')
-  out[4] = out[4] .. to_cancel
+  out[3], out[4] = out[3] or '', (out[4] or '') .. to_cancel
   return out
 end
 
--- When the first of the scheduled messages is due; those that are due now are queued.
+-- When the first of the scheduled messages is due, or a day from now; those that are due now are
+-- queued.
 local function next_due()
-  return tonumber(call('ZRANGE', base .. 'scheduled', 0, 0, 'WITHSCORES')[2])
+  local due = call('ZRANGE', base .. 'scheduled', 0, 0, 'WITHSCORES')[2]
+  return due and math.min(tonumber(due) or math.huge, now + DAY)
 end
 local due = next_due()
 if due and due <= now then
-  promote()
+  for _, one in ipairs(promote()) do
+    set_aside(publish, one[1], '', one[2], 'Q', 'its record is none', letters, letter_age)
+  end
   due = next_due()
 end
 

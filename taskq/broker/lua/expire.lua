@@ -5,7 +5,7 @@
 -- use: core clock counts records lanes scheduled
 local publish, id = ARGV[1], ARGV[2]
 call('HDEL', base .. 'seqs', '')
-local record = call('GET', base .. 'm:' .. id)
+local record = read(id)
 if not record or #record < 22 then return 'no' end
 local expires = tonumber(sub(record, 10, 22))
 if expires == 0 or expires > now then return 'no' end

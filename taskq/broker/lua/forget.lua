@@ -4,7 +4,7 @@
 -- Returns 'ok' | 'no'    (no: not over yet, or its bytes are still in a list)
 -- use: core records
 local key = base .. 'm:' .. ARGV[1]
-local record = call('GET', key)
+local record = read(ARGV[1])
 if not record or not is_terminal(record) or call('PTTL', key) < 0 then return 'no' end
 call('DEL', key)
 return 'ok'

@@ -4,8 +4,8 @@
 -- Returns {record message due worker known}    each '' where there is none; known: 'y' | 'n'
 -- use: core records lanes scheduled running
 local id = ARGV[1]
-local record = call('GET', base .. 'm:' .. id)
-if not record then return {'', '', '', '', ''} end
+local record = call('MGET', base .. 'm:' .. id)[1]
+if not record or not is_sound(record) then return {record or '', '', '', '', ''} end
 local message, name, known = '', '', ''
 
 -- Whether some worker knows the task of a message that waits.

@@ -23,7 +23,7 @@ for _, lane in ipairs(call('ZRANGE', base .. 'lanes', 0, -1)) do
     local messages = call('RPOP', key, MOST) or {}
     for _, message in ipairs(messages) do
       local id = sub(message, 13, 44)
-      if string.find(id, '^[0-9a-f]+$') then cancel(id, call('GET', base .. 'm:' .. id)) end
+      if string.find(id, '^[0-9a-f]+$') then cancel(id, read(id)) end
     end
     if call('LLEN', key) > 0 then return {purged, '1'} end
     close_lane(lane)
@@ -38,7 +38,7 @@ repeat
   cursor = page[1]
   for i = 1, #page[2], 2 do
     local id = page[2][i]
-    local record = call('GET', base .. 'm:' .. id)
+    local record = read(id)
     if is_waiting(record) and (only == '' or cleared(task_of((parts_of(record)))) == only) then
       unschedule(id, record)
       cancel(id, record)

@@ -2,7 +2,7 @@
 -- KEYS  base
 -- ARGV  lease_ms tick_ms publish worker digest letters letter_age_ms (blame field budget reason)*    worker: '' for all that expired
 -- Returns {taken left suspects}    left: '1' if a further call is needed
--- use: core clock records lanes scheduled dead cancels running
+-- use: core clock counts records lanes scheduled dead cancels running
 --
 -- blame     what the death of the worker has to do with a message that it ran:
 --           'k' caused it: one crash more; at `budget` crashes the message is over
@@ -133,7 +133,8 @@ end
 
 local function settle(worker, points, field, value)
   local id = sub(field, 1, 32)
-  local record = call('GET', base .. 'm:' .. id) or ('R' .. NO_LABEL .. UNCLAIMED)
+  local found = read(id)
+  local record = found or ('R' .. NO_LABEL .. UNCLAIMED)
   if is_terminal(record) then
     call('PEXPIRE', base .. 'm:' .. id, DAY)
     return
@@ -141,7 +142,9 @@ local function settle(worker, points, field, value)
   local order = order_for(worker, field)
   if order then return call_off(publish, worker, id, record, order) end
   local lane, message = unpack_claimed(value)
-  if worker == target and blames[field] then
+  if lane == '' then
+    set_aside(publish, id, lane, message, found, 'what was claimed is no message', letters, letter_age)
+  elseif worker == target and blames[field] then
     judge(id, lane, message, record, blames[field])
   else
     -- Some hosts are lost together: not all suspects begin again in one moment.

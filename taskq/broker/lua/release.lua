@@ -11,11 +11,12 @@ for i = 3, #ARGV do fields[#fields + 1] = ARGV[i] end
 table.sort(fields, function(a, b) return sub(a, 33) .. a > sub(b, 33) .. b end)
 for _, field in ipairs(fields) do
   local value = call('HGET', running, field)
-  if value then
+  local lane, message = unpack_claimed(value or '')
+  -- What is no message is for `reclaim` to set aside.
+  if lane ~= '' then
     call('HDEL', running, field)
     local id = sub(field, 1, 32)
-    local lane, message = unpack_claimed(value)
-    local record = call('GET', base .. 'm:' .. id) or ('R' .. NO_LABEL .. UNCLAIMED)
+    local record = read(id) or ('R' .. NO_LABEL .. UNCLAIMED)
     local order = order_for(worker, field)
     if order then
       call_off(publish, worker, id, record, order)

@@ -2,7 +2,7 @@
 -- What is taken is in `claims`, `records` and `out`. A part of exchange, with its locals.
 
 local LOOK_MOST, BYTES_MOST, CHUNK = 1000, 4194304, 100
-local looked, taken_bytes, raw = 0, 0, 0
+local looked, taken_bytes = 0, 0
 -- Filled side by side, two places a message; `places` counts them.
 local claims, records, taken, places = {}, {}, {}, 0
 local claim = worker .. seq
@@ -17,7 +17,8 @@ end
 local function claimed_record(record)
   local counters = counters_of(record)
   local delivery = counted(sub(counters, 13, 18))
-  local fence = math.max(tonumber(sub(counters, 19, 34)) + 1, now_us)
+  -- At most what Lua can count one by one, which is 16 digits still.
+  local fence = math.min(math.max(tonumber(sub(counters, 19, 34)) + 1, now_us), 9007199254740991)
   local history = #record >= HEAD and history_of(record) or ''
   return 'R' .. label_of(record) .. sub(counters, 1, 12) .. delivery .. digits(fence) .. claim .. history
 end
@@ -25,13 +26,8 @@ end
 -- Whether a popped message is to be run; if not, see to it. `known` is its record.
 local function is_to_run(lane, id, message, known)
   if not is_ours(id, message) then
-    local reason = 'not a taskq message'
-    raw = raw + 1
-    local name = 'raw-' .. digits(now_us) .. '-' .. raw
-    bury(name, lane, message, 'r' .. NO_LABEL .. UNCLAIMED .. reason, letters, letter_age)
-    count('refused')
-    -- Whoever waits for the message whose id these bytes bear, need not.
-    if known and sub(known, 1, 1) == 'Q' then resolve(publish, id, 'r', known, reason, DAY) end
+    local waited = known and sub(known, 1, 1) == 'Q' and known
+    set_aside(publish, id, lane, message, waited, 'not a taskq message', letters, letter_age)
     return false
   end
   if taken[id] then return false end
@@ -83,6 +79,7 @@ local function take(lane, sort, most)
   for i, message in ipairs(popped) do
     local id, record = ids[i], known[i]
     -- Of most messages there is no more to know than this.
+    if record and record ~= 'Q' and not is_sound(record) then record = nil end
     local plain = record == 'Q' and not taken[id] and sub(message, 45, 57) == NEVER
     if plain or is_to_run(lane, id, message, record) then
       taken[id] = true

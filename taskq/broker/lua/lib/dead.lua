@@ -1,4 +1,5 @@
--- Dead letters: what ended badly, kept for people. Needs core, clock and lanes.
+-- Dead letters: what ended badly, kept for people. Needs core, clock,
+-- counts, records and lanes.
 -- A letter is `<length of lane(3)><lane><length of record(8)><record><message>`. Its record is
 -- the terminal one, so the report in it can be verified for as long as the letter lives.
 local function forget_dead(ids)
@@ -9,7 +10,7 @@ end
 
 -- The older of two deaths under one id gives way. `most` letters are kept, for `age` ms.
 local function bury(id, lane, message, record, most, age)
-  lane = cleared(lane)
+  lane = sub(cleared(lane), 1, 999)
   call('ZADD', base .. 'dead', digits(now), id)
   call('HSET', base .. 'dead:m', id,
     string.format('%03d', #lane) .. lane .. string.format('%08d', #record) .. record .. message)
@@ -28,4 +29,15 @@ local function met(id, lane, message, record, most, age)
     bury(id, lane, message, record, most, age)
   end
   call('PEXPIRE', key, DAY)
+end
+
+-- Bytes that none of ours put there are kept under a name of their own. `known`, where there is
+-- one, is the record of the message whose id they bear: whoever waits for it need not.
+local strange = 0
+local function set_aside(publish, id, lane, bytes, known, reason, most, age)
+  strange = strange + 1
+  local name = 'raw-' .. digits(now_us) .. '-' .. strange
+  bury(name, lane, bytes, 'r' .. NO_LABEL .. UNCLAIMED .. reason, most, age)
+  count('refused')
+  if known then resolve(publish, id, 'r', known, reason, DAY) end
 end

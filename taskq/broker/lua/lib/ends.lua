@@ -3,7 +3,7 @@
 
 -- The claim is gone. Either this is a repeat, or the message was taken back.
 local function finish_late(kind, id, claim, payload, ttl)
-  local record = call('GET', base .. 'm:' .. id)
+  local record = read(id)
   if not record or #record < HEAD or claim_of(record) ~= claim then return 'l' end
   local state = sub(record, 1, 1)
   if state == 'R' then return 'l' end
@@ -35,7 +35,7 @@ end
 local all_held
 
 local function held(id, claim)
-  local record = call('GET', base .. 'm:' .. id)
+  local record = read(id)
   return record and sub(record, 1, 1) == 'R' and claim_of(record) == claim
 end
 
@@ -85,11 +85,13 @@ local function finish(kind, field, payload, number)
   if not value then return finish_late(kind, id, worker .. sub(field, 33), payload, number) end
   call('HDEL', running, field)
   local lane, message = unpack_claimed(value)
-  local record = call('GET', base .. 'm:' .. id) or ('R' .. NO_LABEL .. UNCLAIMED)
+  local record = read(id) or ('R' .. NO_LABEL .. UNCLAIMED)
   local order = (kind == 'b' or kind == 'y') and order_for(worker, field)
   if order then
     if kind == 'y' then record = attempted(record) end
     call_off(publish, worker, id, record, order)
+  elseif lane == '' and (kind == 'b' or kind == 'y') then
+    set_aside(publish, id, lane, message, record, 'what was claimed is no message', letters, letter_age)
   elseif kind == 'b' then
     call('SET', base .. 'm:' .. id, queued(label_of(record), counters_of(record), history_of(record)))
     put_back(lane, message)

@@ -1,6 +1,6 @@
 -- Lanes and bells. Needs core.
 local function task_of(lane)
-  return string.match(lane, '^[^:]+')
+  return string.match(lane, '^[^:]*')
 end
 
 -- Where suspects wait: those that may have killed a process. Only children with one slot

@@ -14,6 +14,27 @@ local NO_LABEL = NO_MARK .. '0000000000000'
 local NEVER = sub(NO_LABEL, 9)
 local UNCLAIMED = string.rep('0', 76)
 
+-- Whoever can write to Redis can write what is none of these. Then the numbers would not be
+-- numbers, and one record would stop its queue.
+local FULL = '^[SQRYsfrtkce]........' .. string.rep('%d', 47) .. string.rep('.', 32) .. string.rep('%d', 10)
+local LABELLED = '^Q........' .. string.rep('%d', 13) .. '$'
+
+local function is_sound(record)
+  if #record < HEAD then return record == 'Q' or string.find(record, LABELLED) ~= nil end
+  if not string.find(record, FULL) then return false end
+  if not string.find(record, '^[SY]') then return true end
+  local lane = tonumber(string.match(record, '^%d%d%d', HEAD + 1))
+  local history = lane and lane > 0 and tonumber(string.match(record, '^%d%d%d%d%d%d%d', HEAD + 4 + lane))
+  return history and #record > HEAD + 10 + lane + history
+end
+
+-- The record of a message; false where there is none, or one that no script wrote. MGET, which
+-- takes a key of another type for none.
+local function read(id)
+  local record = call('MGET', base .. 'm:' .. id)[1]
+  return record and is_sound(record) and record
+end
+
 local function is_terminal(record)
   return string.byte(record) >= 97
 end

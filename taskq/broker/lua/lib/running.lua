@@ -13,8 +13,9 @@ local function name_of(entry)
   return entry and string.match(entry, ' (.*)$') or ''
 end
 
--- lane, message
+-- lane, message; lane '' where no script wrote that
 local function unpack_claimed(value)
-  local length = tonumber(sub(value, 1, 3))
+  local length = tonumber(string.match(value, '^%d%d%d'))
+  if not length or #value <= 3 + length then return '', value end
   return sub(value, 4, 3 + length), sub(value, 4 + length)
 end

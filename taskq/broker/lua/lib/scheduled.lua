@@ -33,21 +33,25 @@ local function unschedule(id, record)
   count_out((parts_of(record)))
 end
 
--- Move what is due to the ready lists; at most 1,000 messages and 4 MiB.
+-- Move what is due to the ready lists; at most 1,000 messages and 4 MiB. Returns {{id, record}*},
+-- those that no script wrote.
 local function promote()
   local due = call('ZRANGEBYSCORE', base .. 'scheduled', '-inf', digits(now), 'LIMIT', 0, 1000)
   local ids, records, bytes = {}, {}, 0
   for i, id in ipairs(due) do
     if bytes >= 4194304 then break end
-    ids[i], records[i] = id, call('GET', base .. 'm:' .. id)
+    ids[i], records[i] = id, call('MGET', base .. 'm:' .. id)[1]
     bytes = bytes + (records[i] and #records[i] or 0)
   end
-  if #ids == 0 then return end
+  local unsound = {}
+  if #ids == 0 then return unsound end
   call('ZREM', base .. 'scheduled', unpack(ids))
   local lanes, order = {}, {}
   for i, id in ipairs(ids) do
     local record = records[i]
-    if is_waiting(record) then
+    if record and not is_sound(record) then
+      unsound[#unsound + 1] = {id, record}
+    elseif is_waiting(record) then
       local lane, history, message = parts_of(record)
       count_out(lane)
       call('SET', base .. 'm:' .. id, queued(label_of(record), counters_of(record), history))
@@ -59,4 +63,7 @@ local function promote()
     end
   end
   for _, lane in ipairs(order) do push(lane, lanes[lane]) end
+  -- Of what task those were is not known, so nobody could count them out.
+  if #unsound > 0 and call('EXISTS', base .. 'scheduled') == 0 then call('DEL', base .. 'waiting') end
+  return unsound
 end
