@@ -27,8 +27,8 @@ setup: $(VENV)/.dev ## Make .venv with everything for working on taskq (done by 
 demo: $(VENV)/.embedded ## Run the example project, with a Redis of its own
 	@TASKQ_URL=embedded:// TASKQ_STATE_DIR="$(DEMO_STATE)" $(BIN)/python -m example_project
 
-test: $(VENV)/.dev ## Run the tests, without the long ones of tests/failure (ARGS=…)
-	$(BIN)/python -m pytest --ignore=tests/failure $(ARGS)
+test: $(VENV)/.dev ## Run the tests, but for those marked slow (ARGS=…)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.dev ## Run all tests (ARGS=…)
 	$(BIN)/python -m pytest $(ARGS)

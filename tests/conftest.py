@@ -19,6 +19,24 @@ def pytest_report_header() -> str:
     return f"redis servers: {', '.join(BINARIES) or 'none'}"
 
 
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        stash = slow[0].config.stash
+        stash[_LEFT_OUT] = stash.get(_LEFT_OUT, 0) + len(slow)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Nothing is left out in silence."""
+    if count := config.stash.get(_LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} slow tests were left out: make test-all runs them")
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The server that all tests share, each in its `namespace`: never flush or stop it."""

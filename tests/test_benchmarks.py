@@ -33,6 +33,7 @@ def calls(n: int) -> Iterator[object]:
     return (("add", (number, 1), {}) for number in range(n))
 
 
+@pytest.mark.slow
 def test_all_cases_run_and_agree_on_what_was_done(redis_url: str, tmp_path: Path) -> None:
     file = tmp_path / "rounds.json"
     tiny = ("--url", redis_url, "--rounds", "1", "--scale", "0.002", "--json", str(file))

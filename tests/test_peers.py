@@ -329,6 +329,7 @@ def test_a_place_travels_by_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Place.here() == place
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_taskq_is_measured_as_its_peers_are(server: Server) -> None:
     bench = Bench(server, 1, 0.001, SECRET)

@@ -378,6 +378,7 @@ def test_a_key_elsewhere_is_not_followed(tmp_path: Path) -> None:
 # --- starting ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_race_of_processes_gives_one_server_and_one_key(home: Home) -> None:
     users = [home.user() for _ in range(8)]
     for user in users:
@@ -522,6 +523,7 @@ def test_a_new_user_in_time_keeps_it(home: Home) -> None:
     second.close()
 
 
+@pytest.mark.slow
 def test_comings_and_goings_find_a_server_each_time(home: Home) -> None:
     """Whoever comes while it is being stopped waits, and starts it anew."""
     command = [sys.executable, "-c", VISITOR, str(home.directory), home.binary]

@@ -41,7 +41,7 @@ def test_it_says_what_it_did(shell: Any, app: TaskQ) -> None:
     over = app.send_task("proj.add", (1, 2), countdown=100)
     over.cancel("first")
     words = ("cancel", "-A", "proj", waits.id, over.id, "nobody", "--reason", "second")
-    done = shell.type(*words)
+    done = shell.say(*words)
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         f"{waits.id}: cancelled; it does not start",
@@ -49,7 +49,7 @@ def test_it_says_what_it_did(shell: Any, app: TaskQ) -> None:
         "nobody: Redis does not know this id",
     ]
     assert str(waits.exception(timeout=5)) == f"{waits.id}: second"
-    told = json.loads(shell.type(*words, "--json").stdout)
+    told = json.loads(shell.say(*words, "--json").stdout)
     assert told == {waits.id: "cancelled", over.id: "over", "nobody": "unknown"}
 
 
@@ -58,7 +58,7 @@ def test_it_says_what_it_did(shell: Any, app: TaskQ) -> None:
     [([], "ID"), (["x@a b"], "queue name"), (["x" * 200], "id must be 1 to 128")],
 )
 def test_bad_input_is_told_in_a_line(shell: Any, words: list[str], told: str) -> None:
-    done = shell.type("cancel", "-A", "proj", *words)
+    done = shell.say("cancel", "-A", "proj", *words)
     assert done.returncode == 2
     assert told in done.stderr
     assert "Traceback" not in done.stderr

@@ -13,6 +13,9 @@ import taskq
 from taskq import HardTimeLimitExceeded, SoftTimeLimitExceeded, State, WorkerCrashed
 from tests.eventually import until
 
+# Processes are killed, and their ends waited for.
+pytestmark = pytest.mark.slow
+
 TASKS = """
 
 import ctypes
@@ -306,15 +309,6 @@ def test_a_child_that_ran_its_share_goes_on_where_no_other_can_start(shell: Any,
     assert app.send_task("proj.pid").get(timeout=5) == first
     assert worker.children() == [first]
     assert worker.stop() == 0
-
-
-@pytest.mark.parametrize("size", ["lots", "512", "-1M", "0M", "5T"])
-@pytest.mark.parametrize("option", ["--max-memory-per-child", "--memory-limit"])
-def test_a_size_that_is_none_is_told(shell: Any, option: str, size: str) -> None:
-    done = shell.type("worker", "proj", option, size)
-    assert done.returncode == 2
-    assert option in done.stderr
-    assert "512M" in done.stderr
 
 
 def test_what_a_busy_child_cannot_start_runs_elsewhere(

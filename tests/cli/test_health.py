@@ -180,7 +180,7 @@ def test_a_redis_never_reached_is_told(vitals: Vitals) -> None:
     ids=" ".join,
 )
 def test_a_port_that_cannot_be_is_told(shell: Any, port: int, words: list[str]) -> None:
-    done = shell.type("worker", "proj", *(word.format(port=port) for word in words))
+    done = shell.say("worker", "proj", *(word.format(port=port) for word in words))
     assert (done.returncode, done.stdout) == (2, "")
     assert "--health-" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -188,7 +188,7 @@ def test_a_port_that_cannot_be_is_told(shell: Any, port: int, words: list[str]) 
 
 def test_a_port_in_use_is_told(shell: Any, port: int) -> None:
     with socket.create_server(("127.0.0.1", port)):
-        done = shell.type("worker", "proj", "--health-port", str(port))
+        done = shell.say("worker", "proj", "--health-port", str(port))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert f"--health-port {port}: 127.0.0.1:{port} cannot be used" in line

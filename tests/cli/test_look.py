@@ -27,7 +27,7 @@ ESCAPES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x80-\x9f]")
 
 
 def status_of(shell: Any, *words: str) -> Any:
-    done = shell.type("status", "-A", "proj", "--json", *words)
+    done = shell.say("status", "-A", "proj", "--json", *words)
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 
@@ -38,7 +38,7 @@ def row_of(text: str, task: str) -> list[str]:
 
 class TestStatus:
     def test_of_nothing(self, shell: Any) -> None:
-        done = shell.type("status", "-A", "proj")
+        done = shell.say("status", "-A", "proj")
         assert done.returncode == 0
         assert "(empty)" in done.stdout
         assert "no live worker" in done.stdout
@@ -56,7 +56,7 @@ class TestStatus:
         app.send_task("proj.add", (1, 2), countdown=100)
         app.send_task("proj.add", (1, 2), queue="mail", priority=9, countdown=100)
         app.send_task("shop.unknown", queue="mail")
-        text = shell.type("status", "-A", "proj").stdout
+        text = shell.say("status", "-A", "proj").stdout
         assert row_of(text, "proj.hold") == ["default", "proj.hold", "0", "0", "1"]
         assert row_of(text, "proj.add") == ["default", "proj.add", "3", "1", "0"]
         unknown = row_of(text, "shop.unknown")
@@ -80,7 +80,7 @@ class TestStatus:
     def test_of_some_queues(self, shell: Any, app: TaskQ) -> None:
         app.send_task("proj.add", (1, 2), queue="mail")
         assert list(status_of(shell, "-Q", "mail")["queues"]) == ["mail"]
-        assert "default" not in shell.type("status", "-A", "proj", "-Q", "mail").stdout
+        assert "default" not in shell.say("status", "-A", "proj", "-Q", "mail").stdout
 
     @pytest.mark.parametrize(
         ("queues", "told"),
@@ -91,7 +91,7 @@ class TestStatus:
         ],
     )
     def test_of_what_is_no_queue(self, shell: Any, queues: str, told: str) -> None:
-        done = shell.type("status", "-A", "proj", "-Q", queues)
+        done = shell.say("status", "-A", "proj", "-Q", queues)
         assert (done.returncode, done.stdout) == (2, "")
         assert told in done.stderr
 
@@ -100,11 +100,11 @@ class TestStatus:
         base, evil = keys.base(app.name, "default"), "evil\x1b[31m[red]\r\n\x9b2J"
         app.broker.call("LPUSH", f"{base}ready:{evil}", "garbage")
         app.broker.call("ZADD", base + "lanes", 5, evil)
-        done = shell.type("status", "-A", "proj")
+        done = shell.say("status", "-A", "proj")
         assert done.returncode == 0, done.stderr
         assert not ESCAPES.search(done.stdout)
         assert r"evil\x1b[31m[red]\r\n" in done.stdout
-        as_json = shell.type("status", "-A", "proj", "--json").stdout
+        as_json = shell.say("status", "-A", "proj", "--json").stdout
         assert not ESCAPES.search(as_json)
         assert evil in json.loads(as_json)["queues"]["default"]["tasks"]
 
@@ -113,12 +113,12 @@ class TestStatus:
         app.broker.call("LPUSH", base + "ready:proj.add", "garbage")
         app.broker.call("ZADD", base + "lanes", 5, "proj.add")
         assert shell.type("worker", "proj", "-p", "1", "--burst").returncode == 0
-        assert "default: 1 refused" in shell.type("status", "-A", "proj").stdout
+        assert "default: 1 refused" in shell.say("status", "-A", "proj").stdout
         assert status_of(shell)["queues"]["default"]["counts"] == {"refused": 1}
 
     def test_without_a_server(self, shell: Any) -> None:
         url = "redis://:hunter2@127.0.0.1:1"
-        done = shell.type("status", "-A", "proj", TASKQ_URL=url, TASKQ_ENQUEUE_DEADLINE="0.2")
+        done = shell.say("status", "-A", "proj", TASKQ_URL=url, TASKQ_ENQUEUE_DEADLINE="0.2")
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1
         assert "127.0.0.1:1" in done.stderr
@@ -135,7 +135,7 @@ class TestPurge:
         errors: list[Any] = []
         waiting = threading.Thread(target=lambda: errors.append(results[0].exception(timeout=20)))
         waiting.start()
-        done = shell.type("purge", "-A", "proj", "-Q", "default", "--yes")
+        done = shell.say("purge", "-A", "proj", "-Q", "default", "--yes")
         assert (done.returncode, done.stdout) == (0, "purged 4 messages\n")
         waiting.join(10)
         errors += [result.exception(timeout=5) for result in results]
@@ -146,14 +146,14 @@ class TestPurge:
     def test_of_one_task(self, shell: Any, app: TaskQ) -> None:
         gone = [app.send_task("proj.pid", priority=one) for one in (5, 9)]
         stays = app.send_task("proj.add", (1, 2))
-        done = shell.type("purge", "-A", "proj", "-Q", "default", "--task", "proj.pid", "--yes")
+        done = shell.say("purge", "-A", "proj", "-Q", "default", "--task", "proj.pid", "--yes")
         assert done.stdout == "purged 2 messages\n"
         assert [one.status for one in (*gone, stays)] == [State.CANCELLED] * 2 + [State.QUEUED]
 
     def test_asks_first(self, shell: Any, app: TaskQ) -> None:
         """Nobody answers here: nothing is thrown away."""
         result = app.send_task("proj.add", (1, 2))
-        done = shell.type("purge", "-A", "proj", "-Q", "default")
+        done = shell.say("purge", "-A", "proj", "-Q", "default")
         assert done.returncode == 1
         assert f"all messages on default of the app {shell.name}?" in done.stdout
         assert result.status is State.QUEUED
@@ -169,7 +169,7 @@ class TestPurge:
     def test_of_what_nobody_declared_does_not_even_ask(
         self, shell: Any, words: list[str], told: str
     ) -> None:
-        done = shell.type("purge", "-A", "proj", *words)
+        done = shell.say("purge", "-A", "proj", *words)
         assert (done.returncode, done.stdout) == (2, "")
         assert told in done.stderr
 
@@ -239,7 +239,7 @@ class TestCall:
 
 @pytest.mark.parametrize("kwargs", ["{", "[1]", "5", '"text"'])
 def test_keyword_arguments_that_are_none_are_told_by_their_option(shell: Any, kwargs: str) -> None:
-    done = shell.type("call", "-A", "proj", "add", "--kwargs", kwargs)
+    done = shell.say("call", "-A", "proj", "add", "--kwargs", kwargs)
     assert "--kwargs" in done.stderr
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr

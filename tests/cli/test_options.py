@@ -27,7 +27,7 @@ def test_the_version_is_told(shell: Any) -> None:
     "words", [["-h"], ["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join
 )
 def test_every_verb_explains_itself(shell: Any, words: list[str]) -> None:
-    done = shell.type(*words, TASKQ_APP="no.such")
+    done = shell.say(*words, TASKQ_APP="no.such")
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage: " in done.stdout
 
@@ -36,7 +36,7 @@ def test_every_verb_explains_itself(shell: Any, words: list[str]) -> None:
     "words", [["nonsense"], ["worker", "--nonsense"], ["purge", "-A", "proj"], ["call"]]
 )
 def test_what_is_no_command_exits_with_2(shell: Any, words: list[str]) -> None:
-    done = shell.type(*words)
+    done = shell.say(*words)
     assert done.returncode == 2
     assert "Usage: " in done.stderr
 
@@ -65,7 +65,7 @@ def test_the_installed_command_is_the_same_program(shell: Any) -> None:
     ids=" ".join,
 )
 def test_the_app_is_named_before_or_after_the_verb(shell: Any, words: list[str]) -> None:
-    done = shell.type(*words, TASKQ_APP="no.such.either")
+    done = shell.say(*words, TASKQ_APP="no.such.either")
     assert (done.returncode, done.stderr) == (0, "")
     assert "mail" in done.stdout
 
@@ -122,7 +122,7 @@ def test_a_worker_may_get_its_app_from_the_environment(shell: Any, app: Any) -> 
 
 @pytest.mark.parametrize("flags", [["-p", "2"], ["-t", "2"], ["-p", "2", "-t", "1"]], ids=" ".join)
 def test_one_form_of_concurrency_excludes_the_other(shell: Any, flags: list[str]) -> None:
-    done = shell.type("worker", "proj", "-c", "2", *flags)
+    done = shell.say("worker", "proj", "-c", "2", *flags)
     assert done.returncode == 2
     assert "either -c, or -p and -t" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -160,7 +160,7 @@ def test_concurrency_is_processes_of_one_thread(shell: Any, app: Any, tmp_path: 
     ids=" ".join,
 )
 def test_a_flag_that_cannot_be_meant_exits_with_2(shell: Any, words: list[str]) -> None:
-    done = shell.type("worker", "proj", "-p", "1", "--burst", *words)
+    done = shell.say("worker", "proj", "-p", "1", "--burst", *words)
     assert done.returncode == 2, done.stderr
     assert words[0].strip("-") in done.stderr
 
@@ -182,3 +182,12 @@ def test_a_queue_that_nobody_declared_is_not_served(shell: Any) -> None:
     assert len(done.stderr.splitlines()) == 1
     assert "nobody declared the queue 'mial'" in done.stderr
     assert "did you mean 'mail'" in done.stderr
+
+
+@pytest.mark.parametrize("size", ["lots", "512", "-1M", "0M", "5T"])
+@pytest.mark.parametrize("option", ["--max-memory-per-child", "--memory-limit"])
+def test_a_size_that_is_none_is_told(shell: Any, option: str, size: str) -> None:
+    done = shell.say("worker", "proj", option, size)
+    assert done.returncode == 2
+    assert option in done.stderr
+    assert "512M" in done.stderr

@@ -20,6 +20,9 @@ from taskq.broker import keys, queries
 from tests.cli.test_deaths import is_alive, started
 from tests.eventually import let_pass, until
 
+# Processes are killed, and their ends waited for.
+pytestmark = pytest.mark.slow
+
 LINUX = sys.platform == "linux"
 
 

@@ -17,6 +17,15 @@ from tests.failure.topology import TOPOLOGIES
 from tests.servers import Server
 
 NewScene = Callable[..., Scene]
+HERE = Path(__file__).parent
+
+
+# Before `-m` is looked at.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

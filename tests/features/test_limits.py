@@ -321,6 +321,7 @@ class Stop(BaseException):
     """What an interrupt raises here."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_restless")
 def test_interrupts_at_any_moment_lose_no_message_and_no_slot(new_redis_app: Any) -> None:
     """They come before, in, after and between the tasks, which take a part of a millisecond."""

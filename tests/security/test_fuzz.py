@@ -118,6 +118,7 @@ def a_report(value: bytes = b"\x80\x05pickled") -> Report:
     return Report("shop.add", 1, 2, 3, "w", 1, 1, "pickle", value, failure, errors, "order")
 
 
+@pytest.mark.slow
 def test_forged_messages_are_refused_before_they_are_parsed(
     dice: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_forged_messages_are_refused_before_they_are_parsed(
     assert min(told.values()) > 0
 
 
+@pytest.mark.slow
 def test_forged_results_are_refused_before_they_are_parsed(
     dice: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +154,7 @@ def test_forged_results_are_refused_before_they_are_parsed(
         assert outcome.read_history(forged(dice, history), seal, ID.encode()) is None
 
 
+@pytest.mark.slow
 def test_nonsense_under_a_good_tag_is_refused(
     dice: random.Random, measured: Callable[[], int]
 ) -> None:
@@ -171,6 +174,7 @@ def test_nonsense_under_a_good_tag_is_refused(
     assert 0 < read < CASES
 
 
+@pytest.mark.slow
 def test_nonsense_in_signed_results_is_refused(
     dice: random.Random, measured: Callable[[], int]
 ) -> None:

@@ -205,6 +205,7 @@ def test_people_are_told_how_many(
         shop.end()
 
 
+@pytest.mark.slow
 class TestProcesses:
     """A worker of the command line, whose supervisor kills by order."""
 

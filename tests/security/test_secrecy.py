@@ -111,6 +111,7 @@ def run_all(shell: Shell, *words: str, **variables: str) -> str:
     return "\n".join([*said, worker.log])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_no_secret_is_in_anything_that_a_debug_run_prints(locked: Shell, form: str) -> None:
     text = run_all(locked, "--log-format", form, TASKQ_LOG_ERRORS="type")
@@ -121,6 +122,7 @@ def test_no_secret_is_in_anything_that_a_debug_run_prints(locked: Shell, form: s
     assert "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_the_words_of_an_exception_are_logged_unless_told_otherwise(locked: Shell) -> None:
     """They are the task's own; arguments and results are in no log in any case."""
     text = run_all(locked)
@@ -202,6 +204,7 @@ if "taskq.worker.child" not in sys.orig_argv:
 """
 
 
+@pytest.mark.slow
 def test_only_children_unpickle(locked: Shell) -> None:
     """Not the supervisor, nor any verb of the command line that waits for nothing."""
     trace = locked.folder / "unpickled"
