@@ -24,7 +24,7 @@ _LEFT_OUT = pytest.StashKey[int]()
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     slow = [item for item in items if item.get_closest_marker("slow")]
-    if slow:
+    if slow and "not slow" in slow[0].config.option.markexpr:
         stash = slow[0].config.stash
         stash[_LEFT_OUT] = stash.get(_LEFT_OUT, 0) + len(slow)
 

@@ -112,9 +112,10 @@ class Scene:
     def send(self, task: str, *args: Any, **options: Any) -> Any:
         return self.app.send_task(f"proj.{task}", args, **options)
 
-    def send_many(self, task: str, values: Iterable[Sequence[Any]]) -> list[Any]:
+    def send_many(self, task: str, values: Iterable[Sequence[Any]], **options: Any) -> list[Any]:
         """Send many in few round trips."""
-        calls = [self.app._unchecked(f"proj.{task}", args, None, {}) for args in values]
+        chosen: Any = options
+        calls = [self.app._unchecked(f"proj.{task}", args, None, chosen) for args in values]
         return list(self.app.enqueue_many(calls))
 
     def started(self) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import taskq
-from taskq import BrokerFull, MessageLost
+from taskq import BrokerFull, MessageLost, State
 from tests.eventually import let_pass, until
 from tests.failure.books import check_after
 from tests.failure.scene import LEASE, Scene
@@ -115,6 +115,62 @@ def test_a_full_redis_drains_and_takes_messages_again(scene: Scene) -> None:
         client.config_set("maxmemory", 0)
     expected |= {held: [1, 1], scene.send("note", "again"): "again"}
     check_after(scene, expected)
+
+
+def fill(scene: Scene, client: Any, **options: Any) -> list[Any]:
+    """Send messages of 2 KB until Redis is at its limit; return what it took."""
+    client.config_set("maxmemory", client.info("memory")["used_memory"] + (2 << 20))
+    taken: list[Any] = []
+    while len(taken) < 5_000:
+        try:
+            taken += scene.send_many("note", [("x" * 2000,)] * 100, **options)
+        except BrokerFull as error:
+            return [*taken, *error.sent]
+    pytest.fail("it took all there was")
+
+
+def drain(scene: Scene, count: int) -> None:
+    scene.worker("-p", "1", "-t", "2")
+    until(lambda: len(scene.runs()) == count, 20)
+    queue = scene.queue()
+    until(lambda: all(one[:1] == b"s" for one, _ in queue.records().values()))
+
+
+def test_a_full_redis_whose_results_are_ignored_takes_messages_once_it_is_drained(
+    scene: Scene,
+) -> None:
+    """F16: an outcome is smaller than these messages were."""
+    with scene.client() as client:
+        taken = fill(scene, client, ignore_result=True)
+        assert len(taken) > 300
+        drain(scene, len(taken))
+        again = scene.send("note", "again", ignore_result=True)
+        until(lambda: again.status is State.SUCCEEDED)
+    assert {len(runs) for runs in scene.runs().values()} == {1}
+
+
+def test_a_full_redis_whose_results_are_kept_takes_messages_when_their_time_is_over(
+    scene: Scene,
+) -> None:
+    """F16: to lose results that were promised would be worse than to refuse messages."""
+    with scene.client() as client:
+        taken = fill(scene, client)
+        drain(scene, len(taken))
+        with pytest.raises(BrokerFull):
+            scene.send("note", "again")
+        assert set(taskq.gather(taken, timeout=20)) == {"x" * 2000}
+        for id in scene.queue().records():
+            assert client.pexpire(f"{scene.queue().base}m:{id}", 1)
+        until(lambda: _is_taken(scene))
+    assert {len(runs) for runs in scene.runs().values()} == {1}
+
+
+def _is_taken(scene: Scene) -> bool:
+    try:
+        scene.send("note", "again")
+    except BrokerFull:
+        return False
+    return True
 
 
 def test_a_redis_that_comes_back_empty_is_served(scene: Scene) -> None:
