@@ -38,14 +38,14 @@ def server_of_mine(tmp_path: Path) -> Iterator[Any]:
 
 
 def told(shell: Shell, code: int = 0, **variables: str) -> dict[str, Any]:
-    done = shell.type("doctor", "-A", "proj", "--json", **variables)
+    done = shell.say("doctor", "-A", "proj", "--json", **variables)
     assert (done.returncode, done.stderr) == (code, ""), done.stdout
     return {one["check"]: one for one in json.loads(done.stdout)["findings"]}
 
 
 def test_a_good_server_has_no_fault_and_nothing_is_changed(server_of_mine: Any) -> None:
     server, shell = server_of_mine(appendonly="yes")
-    done = shell.type("doctor", "-A", "proj")
+    done = shell.say("doctor", "-A", "proj")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "0 errors, 0 warnings"
     checks = ["signing key", "transport", "server", "eviction", "persistence", "clock", "rights"]
@@ -143,7 +143,7 @@ def test_a_server_that_cannot_be_used_is_an_error(server_of_mine: Any, wrong: st
         server.stop()
     else:
         shell.environment["TASKQ_URL"] = server.url.replace(PASSWORD, "not-it")
-    done = shell.type("doctor", "-A", "proj")
+    done = shell.say("doctor", "-A", "proj")
     assert done.returncode == 1
     assert "cannot be used" in done.stdout
     assert "TASKQ_URL" in done.stdout
@@ -224,7 +224,7 @@ def test_old_servers_are_an_error(info: dict[str, str], level: Level) -> None:
     ids=" ".join,
 )  # fmt: skip
 def test_bad_words_exit_with_2(shell: Shell, words: list[str]) -> None:
-    done = shell.type(*words)
+    done = shell.say(*words)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 
@@ -233,12 +233,12 @@ def test_bad_words_exit_with_2(shell: Shell, words: list[str]) -> None:
 
 
 def test_each_role_gets_a_line_with_a_new_password(shell: Shell) -> None:
-    lines = shell.type("acl", "-A", "proj").stdout.splitlines()
+    lines = shell.say("acl", "-A", "proj").stdout.splitlines()
     users = [line.split()[2] for line in lines]
     assert users == [f"{shell.name}-{role}" for role in permissions.ROLES]
     passwords = {re.search(r" >([0-9a-f]{48}) ", line) for line in lines}
     assert len({match[1] for match in passwords if match}) == len(lines)
-    (one,) = shell.type("acl", "-A", "proj", "watcher").stdout.splitlines()
+    (one,) = shell.say("acl", "-A", "proj", "watcher").stdout.splitlines()
     assert one.split()[2] == f"{shell.name}-watcher"
 
 
