@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import taskq
 from tests.eventually import until
 
@@ -52,6 +54,7 @@ def test_neighbours_of_a_killed_child_go_on(shell: Any, app: Any, tmp_path: Path
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_children_do_not_outlive_their_supervisor(
     shell: Any, app: Any, tmp_path: Path, stopwatch: Any
 ) -> None:
@@ -71,6 +74,7 @@ def test_children_do_not_outlive_their_supervisor(
     assert second.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_comes_later_takes_over_as_well(shell: Any, app: Any, tmp_path: Path) -> None:
     first = shell.worker("proj", "-p", "1", "-t", "1", TASKQ_LEASE="1")
     result = app.send_task("proj.hold", (str(tmp_path),))
@@ -98,6 +102,7 @@ def test_a_child_that_ends_itself_is_replaced(shell: Any, app: Any) -> None:
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_long_task_is_not_started_twice_while_its_worker_lives(
     shell: Any, app: Any, tmp_path: Path
 ) -> None:
