@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import taskq
-from taskq import Context, TaskQ, current
+from taskq import Context, State, TaskQ, current
 from taskq.testing import running_worker
+from tests.eventually import until
 
 
 @pytest.fixture
@@ -162,10 +163,14 @@ def test_a_delivery_that_did_not_count_grows_the_fence_only(app: TaskQ) -> None:
         if ctx.delivery == 1:
             gate.wait(5)
 
+    def end_when_it_is_back() -> None:
+        until(lambda: result.status is State.QUEUED)
+        gate.set()
+
     with running_worker(app, threads=1, drain=0):
         result = hold.delay()
         assert started.wait(5)
-        threading.Timer(0.2, gate.set).start()
+        threading.Thread(target=end_when_it_is_back).start()
     with running_worker(app, threads=1):
         result.get(timeout=5)
     (first, second) = runs
