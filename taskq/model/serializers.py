@@ -57,11 +57,13 @@ def loads(serializer: str, data: bytes) -> Any:
 
     """
     try:
+        if serializer == PICKLE:
+            return pickle.loads(data)  # noqa: S301 - verified bytes only
         if serializer == JSON:
             return _json_decode(data)
         if serializer == MSGPACK:
             return _msgpack_decode(data)
-        return pickle.loads(data)  # noqa: S301 - verified bytes only
+        return pickle.loads(data)  # noqa: S301 - the same, of code by value
     except Exception as error:
         msg = f"{serializer} cannot be read here: {_short(error)}"
         if serializer.startswith("cloudpickle-") and serializer != BY_VALUE:
