@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from tests.servers import Server, find_binaries, start_cluster_of_one
 
 # Looked up before any test cleans the environment: a variable may name one.
 BINARIES = find_binaries()
+
+
+# A shell that runs the tests in the background has them, and what they start, ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
