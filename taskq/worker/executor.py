@@ -234,15 +234,17 @@ class Executor:
         return Done(attempt.delivery, finish, attempt.task.name, duration)
 
     def _finish(self, attempt: Attempt, end: Outcome) -> Finish:
-        delivery, id_bytes = attempt.delivery, attempt.delivery.raw[12:44]
+        delivery, field = attempt.delivery, attempt.delivery.field
         if isinstance(end, RetryIn):
-            history = outcome.sign(end.history, attempt.seal, id_bytes)
-            return Finish("y", delivery.field, history, end.delay_ms)
-        if end.report is None:
-            return Finish("s", delivery.field, b"s" + delivery.end, end.ttl_ms)
-        body = outcome.sign(end.report, attempt.seal, id_bytes + delivery.claim.name)
-        kind, letter = ("s", b"s") if end.report.failure is None else ("f", b"f")
-        return Finish(kind, delivery.field, letter + delivery.end + body, end.ttl_ms)
+            history = outcome.sign(end.history, attempt.seal, field[:32])
+            return Finish("y", field, history, end.delay_ms)
+        report = end.report
+        if report is None:
+            return Finish("s", field, b"s" + delivery.end, end.ttl_ms)
+        body = outcome.sign(report, attempt.seal, field[:32] + delivery.claim.name)
+        if report.failure is None:
+            return Finish("s", field, b"s" + delivery.end + body, end.ttl_ms)
+        return Finish("f", field, b"f" + delivery.end + body, end.ttl_ms)
 
     def _check(self, delivery: Delivery) -> None:
         """Look once more, now that it can be interrupted: an order may have come before."""
