@@ -13,7 +13,7 @@ TaskQError
 │   └── BrokerFull                      Redis is at `maxmemory`; nothing was enqueued
 ├── DeadLetterError                     no such dead letter, or one that cannot be sent again
 ├── ResultTimeout (TimeoutError)        the wait ended, the message goes on
-├── SoftTimeLimitExceeded               raised in a task whose `timeout` has passed
+├── SoftTimeLimitExceeded               raised in a task whose `timeout` or `deadline` has passed
 └── ResultError                         a message ended in another way than by its task
     ├── RemoteError                     the task raised what cannot be rebuilt here
     ├── ResultTampered                  the stored outcome is not signed by us
@@ -116,7 +116,7 @@ class ResultTimeout(TaskQError, TimeoutError):
 
 
 class SoftTimeLimitExceeded(TaskQError):
-    """Raised in a task when its `timeout` has passed; catch it to clean up and return."""
+    """Raised in a task when its `timeout` or `deadline` has passed; catch it to clean up."""
 
     def __str__(self) -> str:
         """Say at least what it is: Python raises it in a thread without arguments."""
@@ -159,7 +159,7 @@ class Cancelled(ResultError):
 
 
 class Expired(ResultError):
-    """The message had not started when its `expires` passed; it never runs."""
+    """The message had not started when its `expires` or `deadline` passed; it never runs."""
 
 
 class MessageLost(ResultError):

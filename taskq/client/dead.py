@@ -280,8 +280,13 @@ class _Opened:
         now_ms, earlier = clock.now_ms(), self._message.envelope
         id = message.renewed_id(self._message.id, self._died_ms)
         # Its name, if it had one, is the name of the message that failed.
-        envelope = msgspec.structs.replace(earlier, enqueued_ms=now_ms, name=None)
-        expires_ms = self._message.expires_ms if self._message.expires_ms > now_ms else 0
+        deadline_ms = earlier.deadline_ms if (earlier.deadline_ms or 0) > now_ms else None
+        envelope = msgspec.structs.replace(
+            earlier, enqueued_ms=now_ms, name=None, deadline_ms=deadline_ms
+        )
+        expires_ms = self._message.expires_ms
+        if expires_ms <= now_ms:
+            expires_ms = deadline_ms or 0
         seal = self._app.seal(Domain.MESSAGE, self._queue)
         raw = message.encode(Message(id, expires_ms, envelope), seal)
         letter = self._letter

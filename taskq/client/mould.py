@@ -13,7 +13,7 @@ from taskq.broker.commands import Outgoing
 from taskq.client.signature import Options
 from taskq.config import seconds
 from taskq.errors import MessageTooLarge, SerializationError
-from taskq.model import clock, message, serializers
+from taskq.model import clock, context, message, serializers
 from taskq.model.message import Envelope, Message
 from taskq.model.signing import Domain
 
@@ -49,6 +49,9 @@ class Mould:
         self._headers = dict(headers) if headers else None
         soft, hard = options.limits
         self._limits_ms = _ms(soft), _ms(hard)
+        # Of the task that is calling, if one is and has a deadline.
+        calling = context.running()
+        self._inherited_ms = calling.deadline_ms if calling else 0
         # Arguments up to this size make no message that is too large.
         self._close_to_most = 0 if headers else self._most_bytes - _MOST_BESIDES
 
@@ -79,17 +82,27 @@ class Mould:
         options, task, lane, due = self.options, self._task, self._lane, self._due
         ttl_ms, headers, seal = self._ttl_ms, self._headers, self._seal
         soft_ms, hard_ms = self._limits_ms
-        now_ms, expires_ms = clock.now_ms(), options.expires_ms
+        now_ms, (expires_ms, deadline_ms) = clock.now_ms(), self._ends()
         label = records.label(self._mark, expires_ms)
         outgoing: list[Outgoing] = []
         for how, body in calls:
             envelope = Envelope(
                 task, now_ms, how, body, options.id, options.ignore_result, ttl_ms, headers,
-                soft_ms, hard_ms,
+                soft_ms, hard_ms, deadline_ms,
             )  # fmt: skip
             one = Message(self._id or message.new_id(now_ms), expires_ms, envelope)
             outgoing.append(Outgoing(one, message.encode(one, seal), lane, label, due))
         return outgoing
+
+    def _ends(self) -> tuple[int, int | None]:
+        """Return when a call made now must have started (0: no matter), and have ended."""
+        expires_ms, own_ms = self.options.expires_ms, self.options.deadline_ms
+        deadline_ms = self._inherited_ms
+        if own_ms and (not deadline_ms or own_ms < deadline_ms):
+            deadline_ms = own_ms
+        if not deadline_ms:
+            return expires_ms, None
+        return min(expires_ms or deadline_ms, deadline_ms), deadline_ms
 
     def _too_large(self, size: int) -> MessageTooLarge:
         msg = (

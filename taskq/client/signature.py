@@ -12,8 +12,7 @@ import msgspec
 from taskq.broker.commands import Outgoing
 from taskq.config import SERIALIZERS, Seconds, check_name, nearest, seconds
 from taskq.errors import ConfigError
-from taskq.model import clock, message
-from taskq.model.retry import MAX_DELAY, aware
+from taskq.model import message, times
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
@@ -31,6 +30,7 @@ class CallOptions(TypedDict, total=False):
     countdown: Seconds | None
     eta: datetime | None
     expires: Seconds | datetime | None
+    deadline: Seconds | datetime | None
     id: str | None
     serializer: str | None
     ignore_result: bool | None
@@ -63,6 +63,8 @@ class Options:
     eta: datetime | None = None
     # Do not start later than this: seconds from now, or an instant.
     expires: Seconds | datetime | None = None
+    # All must have ended by then: it, its retries, and what it enqueues.
+    deadline: Seconds | datetime | None = None
     # A second call with the id of a living message enqueues nothing.
     id: str | None = None
     serializer: str | None = None
@@ -90,23 +92,16 @@ class Options:
             _check_headers(self.headers)
 
     def _check_times(self) -> None:
-        if self.countdown is not None and self.eta is not None:
-            msg = "countdown and eta do not go together"
-            raise ConfigError(msg)
-        _check_duration("countdown", self.countdown)
-        _check_duration("result_ttl", self.result_ttl)
-        if self.eta is not None:
-            _check_instant("eta", self.eta)
-        if isinstance(self.expires, datetime):
-            _check_instant("expires", self.expires)
-        else:
-            _check_duration("expires", self.expires)
+        times.check_due(self.countdown, self.eta)
+        times.check_duration("result_ttl", self.result_ttl)
+        times.check_limit("expires", self.expires)
+        times.check_limit("deadline", self.deadline)
         self._check_limits()
 
     def _check_limits(self) -> None:
         soft, hard = self.limits
         for name, value in (("timeout", soft), ("hard_timeout", hard)):
-            _check_duration(name, value)
+            times.check_duration(name, value)
             if value == 0:
                 msg = f"{name} must be more than 0 seconds; None is no limit"
                 raise ValueError(msg)
@@ -141,18 +136,17 @@ class Options:
     @property
     def due(self) -> str | None:
         """When to run, as the scheduling script wants it; None at once."""
-        if self.countdown is not None:
-            return f"+{round(seconds('countdown', self.countdown) * 1000)}"
-        return None if self.eta is None else str(round(self.eta.timestamp() * 1000))
+        return times.due(self.countdown, self.eta)
 
     @property
     def expires_ms(self) -> int:
         """Milliseconds since the epoch after which it must not start; 0 never."""
-        if self.expires is None:
-            return 0
-        if isinstance(self.expires, datetime):
-            return max(1, round(self.expires.timestamp() * 1000))
-        return clock.now_ms() + round(seconds("expires", self.expires) * 1000)
+        return times.limit_ms("expires", self.expires)
+
+    @property
+    def deadline_ms(self) -> int:
+        """Milliseconds since the epoch by which all must have ended; 0 never."""
+        return times.limit_ms("deadline", self.deadline)
 
 
 class Signature(msgspec.Struct, Generic[R_co], frozen=True):
@@ -206,17 +200,6 @@ def check_priority(value: object) -> int:
         msg = f"priority must be 0 to 9 (9 is served first), not {value}"
         raise ValueError(msg)
     return value
-
-
-def _check_instant(name: str, value: datetime) -> None:
-    left = aware(name, value).timestamp() - clock.now()
-    _check_duration(name, max(0.0, left))  # one that is past will do
-
-
-def _check_duration(name: str, value: Seconds | None) -> None:
-    if value is not None and seconds(name, value) > 10 * MAX_DELAY:
-        msg = f"{name} is more than ten years away"
-        raise ValueError(msg)
 
 
 def _check_headers(headers: Mapping[Any, Any]) -> None:

@@ -47,6 +47,7 @@ class TaskOptions(RetryOptions, total=False):
     ignore_result: bool
     result_ttl: Seconds
     expires: Seconds
+    deadline: Seconds
     timeout: Seconds
     hard_timeout: Seconds
     soft_time_limit: Seconds

@@ -32,8 +32,12 @@ class Context(msgspec.Struct):
     state: Any = None
     # Whether the task is an `async def`: its waits must be awaited.
     coroutine: bool = False
-    # When this attempt runs into its time limit, by this machine's clock; None: never.
+    # When this attempt is to have ended: its time limit, by this machine's clock, or the
+    # deadline of the message, whichever comes first; None: never.
     deadline: datetime | None = None
+    # The deadline of the message, in milliseconds since the epoch; what the task enqueues
+    # inherits it. 0: none.
+    deadline_ms: int = 0
 
     def __repr__(self) -> str:
         """Name the message, and show neither headers nor state."""

@@ -60,6 +60,8 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
     # How long one attempt may run: then it is told so, and then its process is killed.
     timeout_ms: int | None = None
     hard_timeout_ms: int | None = None
+    # Milliseconds since the epoch by which all must have ended, by Redis's clock.
+    deadline_ms: int | None = None
 
     def __repr__(self) -> str:
         """Name the task, and show no argument or header."""

@@ -8,9 +8,7 @@ happens in Redis and no worker holds a message that waits.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from tenacity import (
@@ -28,6 +26,7 @@ from tenacity import (
 from taskq.config import Seconds, seconds
 from taskq.errors import ConfigError, Retry
 from taskq.model import clock
+from taskq.model.times import aware
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -214,22 +213,3 @@ def _asked_delay(request: Retry | None) -> float | None:
     if request.eta is not None:
         return max(0.0, aware("eta", request.eta).timestamp() - clock.now())
     return None if request.delay is None else seconds("delay", request.delay)
-
-
-def aware(name: str, value: object) -> datetime:
-    """Return an aware datetime no further off than a delay may be.
-
-    Raises:
-        TypeError: not a datetime.
-        ValueError: naive.
-
-    """
-    if not isinstance(value, datetime):
-        msg = f"{name} must be a datetime, not {type(value).__name__}"
-        raise TypeError(msg)
-    if value.tzinfo is None or value.utcoffset() is None:
-        msg = f"{name} must be an aware datetime: add tzinfo=, for example datetime.UTC"
-        raise ValueError(msg)
-    if not math.isfinite(value.timestamp()):  # pragma: no cover - out of datetime's range
-        raise ValueError(name)
-    return value

@@ -115,6 +115,8 @@ class Attempt(msgspec.Struct, frozen=True, eq=False, gc=False):
     started_ms: int
     # Seconds until `SoftTimeLimitExceeded` is raised in it; None: never.
     soft: float | None = None
+    # Whether that is because of the message's deadline.
+    at_deadline: bool = False
 
     def history(self) -> History | None:
         """Return what is remembered of earlier attempts."""

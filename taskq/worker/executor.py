@@ -12,7 +12,7 @@ from taskq.broker.commands import Finish
 from taskq.errors import SerializationError, SoftTimeLimitExceeded
 from taskq.model import clock, context, message, outcome, serializers
 from taskq.model.context import Context
-from taskq.model.message import Envelope, Refused
+from taskq.model.message import NEVER, Envelope, Refused
 from taskq.model.outcome import Outcome, RetryIn
 from taskq.model.signing import Domain, Seal, UnknownKey
 from taskq.worker.alarms import Alarm, Alarms
@@ -133,17 +133,45 @@ class Executor:
         if task is None or task.coroutine != (delivery.kind == "c"):
             reason = f"not of the task in whose list it was: {envelope.task}"
             return self._refuse(delivery, reason)
+        return self._begin(delivery, envelope, task, results, started)
+
+    def _begin(
+        self,
+        delivery: Delivery,
+        envelope: Envelope,
+        task: Task[..., Any],
+        seal: Seal,
+        started: float,
+    ) -> Attempt | Done:
+        """Say that it runs; or give it back, where it is too late for that."""
         context = self._context(delivery, envelope, coroutine=task.coroutine)
-        soft = None
+        started_ms = delivery.claim.ms_at(started)
+        soft, at_deadline = None, False
         if (
             not task.plain
             or envelope.timeout_ms is not None
             or envelope.hard_timeout_ms is not None
         ):
             soft = self._note_limits(delivery, envelope, task, context, started)
+        if envelope.deadline_ms is not None:
+            left = (envelope.deadline_ms - started_ms) / 1000
+            if left <= 0:
+                return self._too_late(delivery, envelope.deadline_ms)
+            at_deadline = soft is None or left < soft
+            soft = left if soft is None else min(left, soft)
+            _note_deadline(context, envelope.deadline_ms)
         self._board.run(delivery.entry)
-        ms = claim.ms_at(started)
-        return Attempt(delivery, envelope, task, context, results, started, ms, soft)
+        return Attempt(
+            delivery, envelope, task, context, seal, started, started_ms, soft, at_deadline
+        )
+
+    def _too_late(self, delivery: Delivery, deadline_ms: int) -> Done:
+        expires = delivery.raw[44:57]
+        if not NEVER < expires <= b"%013d" % deadline_ms:
+            # No claim would ever drop it: it would come and go without end.
+            return self._refuse(delivery, "its header lets it start after its deadline")
+        # The claim that meets it next tells whoever waits.
+        return Done(delivery, Finish("b", delivery.field))
 
     def _note_limits(
         self,
@@ -215,7 +243,8 @@ class Executor:
         if self.closed:
             return self.release(attempt.delivery)
         if isinstance(end, SoftTimeLimitExceeded) and not end.args and attempt.soft is not None:
-            end.args = (f"{attempt.task.name} ran into its timeout of {attempt.soft:g} s",)
+            what = "deadline" if attempt.at_deadline else f"timeout of {attempt.soft:g} s"
+            end.args = (f"{attempt.task.name} ran into its {what}",)
         if isinstance(end, CancelledError) and attempt.delivery in self.cancelled:
             log.info(
                 "⊘ %s[%s] was cancelled", attempt.task.name, attempt.context.id,
@@ -262,3 +291,9 @@ class Executor:
         return Done(
             delivery, Finish("r", delivery.field, b"r" + delivery.end + words, NAMED_TTL_MS)
         )
+
+
+def _note_deadline(context: Context, deadline_ms: int) -> None:
+    """Tell the task of its deadline, and with it all that the task enqueues."""
+    context.deadline_ms, instant = deadline_ms, clock.instant(deadline_ms)
+    context.deadline = instant if context.deadline is None else min(context.deadline, instant)

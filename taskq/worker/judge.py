@@ -102,6 +102,10 @@ class Judge:
             return self.failed(attempt, broken)
         if delay is None:
             return self.failed(attempt, error)
+        deadline_ms = attempt.envelope.deadline_ms
+        if deadline_ms and attempt.delivery.claim.now_ms() + delay * 1000 >= deadline_ms:
+            # The attempt would not start: what this one raised is the outcome.
+            return self.failed(attempt, error)
         log.info(
             "↻ %s[%s] attempt %d failed (%s), another in %.3g s",
             attempt.task.name,

@@ -33,6 +33,12 @@ GOLDEN_LIMITED = bytes.fromhex(
     "76daa800a46a736f6ec40a5b5b322c335d2c7b7d5da86f726465722d3432c2cdea6081a57472616365a36162"
     "63cd7530cd9c40"
 )
+GOLDEN_DEADLINE = bytes.fromhex(
+    "5451316262346430303163333031393263346431613262333763346438653566363037313832393361346235"
+    "3431303234343438303030303019c21007d8a6f4be4ea3e584603420559ba873686f702e616464cf0000019b"
+    "76daa800a46a736f6ec40a5b5b322c335d2c7b7d5da86f726465722d3432c2cdea6081a57472616365a36162"
+    "63cd7530cd9c40cf000003bb2cc3d800"
+)
 GOLDEN_SHORT = bytes.fromhex(
     "545131626234643030316333303139326334643161326233376334643865356636303731383239336134623530"
     "3030303030303030303030306474f0eb50e3aee3b3d19d5afdba3de994a873686f702e616464cf0000019b76daa8"
@@ -125,20 +131,23 @@ class TestOldBytes:
             timeout_ms=30_000,
             hard_timeout_ms=40_000,
         )
-        assert message.encode(one, seal) == GOLDEN_LIMITED
         assert message.decode(GOLDEN_LIMITED, seal) == one
+        latest = msgspec.structs.replace(one.envelope, deadline_ms=4_102_444_800_000)
+        one = msgspec.structs.replace(one, envelope=latest)
+        assert message.encode(one, seal) == GOLDEN_DEADLINE
+        assert message.decode(GOLDEN_DEADLINE, seal) == one
 
-    @pytest.mark.parametrize("length", range(4, 11))
+    @pytest.mark.parametrize("length", range(4, 12))
     def test_envelopes_of_fewer_fields_have_defaults_for_the_rest(
         self, seal: Seal, length: int
     ) -> None:
-        full = ["shop.add", 1, "json", b"body", "name", True, 5, {"a": 1}, 30_000, 40_000]
+        full = ["shop.add", 1, "json", b"body", "name", True, 5, {"a": 1}, 30_000, 40_000, 50_000]
         one = message.decode(signed(full[:length], seal), seal)
         given = dict(zip(Envelope.__struct_fields__, full[:length], strict=False))
         assert one.envelope == Envelope(**given)
 
     def test_fields_of_a_later_version_are_passed_over(self, seal: Seal) -> None:
-        later = ["shop.add", 1, "json", b"body", *[None] * 6, "new", {"newer": 1}]
+        later = ["shop.add", 1, "json", b"body", *[None] * 7, "new", {"newer": 1}]
         assert message.decode(signed(later, seal), seal).envelope.task == "shop.add"
 
 

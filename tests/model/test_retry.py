@@ -36,7 +36,8 @@ from tenacity import (
 from taskq.errors import ConfigError, Retry
 from taskq.model import clock
 from taskq.model.outcome import History
-from taskq.model.retry import MAX_DELAY, Attempt, RetryPolicy, aware, policy_of
+from taskq.model.retry import MAX_DELAY, Attempt, RetryPolicy, policy_of
+from taskq.model.times import aware
 
 NO = ValueError("no")
 

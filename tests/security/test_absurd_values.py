@@ -87,6 +87,7 @@ SOMETIME = [
     [
         *(("countdown", one) for one in [*HUGE, *NO_NUMBER, -1, -1e-9, dt.timedelta.max]),
         *(("expires", one) for one in [*HUGE, *NO_NUMBER, *SOMETIME, -1, dt.timedelta.max]),
+        *(("deadline", one) for one in [*HUGE, *NO_NUMBER, *SOMETIME, -1, dt.timedelta.max]),
         *(("eta", one) for one in [*SOMETIME, *NO_NUMBER, 5, 5.0, math.nan]),
         *(("result_ttl", one) for one in [*HUGE, *NO_NUMBER, -1, dt.timedelta.max]),
         *(("priority", one) for one in [*HUGE, *NO_NUMBER, -1, 10, 5.0]),
