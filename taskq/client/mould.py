@@ -49,9 +49,7 @@ class Mould:
         self._headers = dict(headers) if headers else None
         soft, hard = options.limits
         self._limits_ms = _ms(soft), _ms(hard)
-        # Of the task that is calling, if one is and has a deadline.
-        calling = context.running()
-        self._inherited_ms = calling.deadline_ms if calling else 0
+        self._limited = options.expires is not None or options.deadline is not None
         # Arguments up to this size make no message that is too large.
         self._close_to_most = 0 if headers else self._most_bytes - _MOST_BESIDES
 
@@ -96,8 +94,12 @@ class Mould:
 
     def _ends(self) -> tuple[int, int | None]:
         """Return when a call made now must have started (0: no matter), and have ended."""
+        # A mould outlives the task that is calling now, if one is.
+        calling = context.running()
+        deadline_ms = calling.deadline_ms if calling else 0
+        if not self._limited and not deadline_ms:
+            return 0, None
         expires_ms, own_ms = self.options.expires_ms, self.options.deadline_ms
-        deadline_ms = self._inherited_ms
         if own_ms and (not deadline_ms or own_ms < deadline_ms):
             deadline_ms = own_ms
         if not deadline_ms:

@@ -302,11 +302,14 @@ class TestInherited:
 
     def test_not_by_what_is_sent_outside_or_after(self, app: TaskQ, tell: Any) -> None:
         @app.task(name="parent")
-        def parent() -> None: ...
+        def parent() -> str:
+            return tell.delay().id
 
         with running_worker(app, threads=1, coroutines=0):
-            parent.options(deadline=60).delay().get(timeout=5)
-            assert tell.delay().get(timeout=5) is None
+            for deadline in (60, None, 30):
+                child = app.result(parent.options(deadline=deadline).delay().get(timeout=5))
+                assert bool(child.get(timeout=5)) is bool(deadline)
+                assert tell.delay().get(timeout=5) is None
 
 
 @pytest.mark.parametrize(
