@@ -190,9 +190,19 @@ def enqueue(base: str, outgoing: Sequence[Outgoing]) -> Command[str]:
 def schedule(base: str, outgoing: Sequence[Outgoing]) -> Command[str]:
     """Keep at most 1,000 messages until they are due. Reads as one letter each."""
     arguments: list[Argument] = []
-    for one in outgoing:
-        arguments += (one.lane, one.due or "+0", one.label, one.raw)
+    for (lane, due, label), lot in itertools.groupby(outgoing, _waiting_lot):
+        messages = [one.raw for one in lot]
+        arguments += (lane, due, label, len(messages))
+        arguments += messages
     return Command(scripts.load("schedule"), base, arguments, _text)
+
+
+def reschedule(base: str, id: str, due: str) -> Command[str]:
+    """Give a waiting message another time; `due` as of `Outgoing`.
+
+    Reads as 'moved', 'queued', 'running', 'over' or 'unknown'.
+    """
+    return Command(scripts.load("reschedule"), base, (id, due), _text)
 
 
 def send(
@@ -345,6 +355,10 @@ def _pages(outgoing: Sequence[Outgoing]) -> Iterable[Sequence[Outgoing]]:
 
 def _lot(outgoing: Outgoing) -> tuple[str, bytes]:
     return outgoing.lane, outgoing.label
+
+
+def _waiting_lot(outgoing: Outgoing) -> tuple[str, str, bytes]:
+    return outgoing.lane, outgoing.due or "+0", outgoing.label
 
 
 def _kind_and_number(finish: Finish) -> tuple[str, int]:

@@ -13,7 +13,16 @@ from taskq.broker import keys, scripts
 
 # Scripts and plain commands by role; a role has what the ones before it have where it says.
 _SCRIPTS = {
-    "producer": ("cancel", "enqueue", "schedule", "expire", "forget", "look", "survey"),
+    "producer": (
+        "cancel",
+        "enqueue",
+        "schedule",
+        "reschedule",
+        "expire",
+        "forget",
+        "look",
+        "survey",
+    ),
     "worker": (
         "disobey",
         "enrol",
@@ -49,6 +58,8 @@ ALONE = frozenset({"SUBSCRIBE", "UNSUBSCRIBE", "SELECT"})
 _FUNCTION = re.compile(
     r"^local function (\w+)\([^\n]*(?:\bend$|\n(?:(?!end$)[^\n]*\n)*end$)", re.MULTILINE
 )
+# A function that a comment names is not called.
+_COMMENT = re.compile(r"^ *--.*$", re.MULTILINE)
 _CALL = re.compile(r"\bp?call\(\s*(?:'([A-Z]+)'|(\w+))")
 
 
@@ -67,7 +78,7 @@ def commands(role: str) -> frozenset[str]:
 @functools.cache
 def commands_of(script: str) -> frozenset[str]:
     """Return the commands that a script can come to run."""
-    text = scripts.load(script).text
+    text = _COMMENT.sub("", scripts.load(script).text)
     functions = {match[1]: match[0] for match in _FUNCTION.finditer(text)}
     reached, body = set[str](), _FUNCTION.sub("", text)
     while called := {

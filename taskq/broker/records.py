@@ -46,9 +46,9 @@ class Record(msgspec.Struct, frozen=True):
     @property
     def history(self) -> bytes:
         """The signed history of earlier attempts; empty where there is none."""
-        if self.state.terminal:
+        if self.state.terminal or self.letter == b"S":
             return b""
-        return _history_of(self.tail) if self.letter in b"SY" else self.tail
+        return _history_of(self.tail) if self.letter == b"Y" else self.tail
 
     @property
     def unreported(self) -> bool:
@@ -57,7 +57,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def _history_of(tail: bytes) -> bytes:
-    """Return the history in a tail that begins with the lane: `SCHEDULED`, `RETRYING`."""
+    """Return the history in a tail that begins with the lane: `RETRYING`."""
     try:
         at = 3 + int(tail[:3])
         return tail[at + 7 : at + 7 + int(tail[at : at + 7])]
@@ -70,7 +70,7 @@ UNREADABLE = Record(b"?")
 
 
 def parse(raw: bytes) -> Record:
-    """Return the record in `raw`, of any of the three forms, or `UNREADABLE`."""
+    """Return the record in `raw`, of any of its forms, or `UNREADABLE`."""
     try:
         return _parsed(raw)
     except ValueError:
@@ -82,6 +82,8 @@ def _parsed(raw: bytes) -> Record:
     if raw[:1] not in LETTERS or len(label) != len(NO_LABEL) or not label[8:].isdigit():
         msg = "no record"
         raise ValueError(msg)
+    if raw[:1] == b"S":
+        return Record(b"S", label, tail=raw[1 + len(NO_LABEL) :])
     if len(raw) < HEAD_BYTES:
         return Record(raw[:1], label)
     return Record(

@@ -123,6 +123,9 @@ class Queue:
     def cancel(self, id: str, reason: str = "", *, terminate: bool = False) -> str:
         return self.run(commands.cancel(self.base, id, order(reason, terminate=terminate)))
 
+    def reschedule(self, id: str, due: str) -> str:
+        return self.run(commands.reschedule(self.base, id, due))
+
     def reclaim(self, worker: Worker | None = None, *blames: Blame) -> int:
         """Take back what one worker held, or all those whose lease ran out."""
         taken, left = 0, True

@@ -22,7 +22,12 @@ class TestParse:
     def test_a_label_is_all_that_a_new_message_may_have(self) -> None:
         assert records.parse(b"Q" + LABEL) == Record(b"Q", LABEL)
 
-    @pytest.mark.parametrize("letter", [letter for letter in LETTERS if letter != b"Q"])
+    def test_one_that_was_scheduled_has_no_past(self) -> None:
+        record = records.parse(b"S" + LABEL + b"005shop.message" + b"9" * 200)
+        assert record == Record(b"S", LABEL, tail=b"005shop.message" + b"9" * 200)
+        assert (record.state, record.history) == (State.SCHEDULED, b"")
+
+    @pytest.mark.parametrize("letter", [letter for letter in LETTERS if letter not in b"QS"])
     @pytest.mark.parametrize("tail", [b"", b"\x00a tail\xff"])
     def test_the_long_form(self, letter: bytes, tail: bytes) -> None:
         record = records.parse(letter + LABEL + COUNTERS + CLAIM + tail)
@@ -90,6 +95,7 @@ def test_lua_has_the_same_widths() -> None:
     assert f"local HEAD = {records.HEAD_BYTES}\n" in text
     assert f"local NO_MARK = '{NO_MARK.decode()}'\n" in text
     assert f"local NO_LABEL = NO_MARK .. '{NO_LABEL[8:].decode()}'\n" in text
+    assert f"local SHORT_HEAD = {1 + len(NO_LABEL)}\n" in text
     unclaimed = len(COUNTERS) + len(CLAIM)
     assert f"local UNCLAIMED = string.rep('0', {unclaimed})\n" in text
     assert 1 + len(NO_LABEL) + unclaimed == records.HEAD_BYTES

@@ -37,6 +37,10 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
             commands.enqueue(base, [one, late, queue.message(priority=9)]),
         ],
         "schedule": [commands.schedule(base, later[:1]), commands.schedule(base, later)],
+        "reschedule": [
+            commands.reschedule(base, later[0].message.id, "+5"),
+            commands.reschedule(base, "f" * 32, "1"),
+        ],
         "enrol": [
             commands.enrol(base, worker.id, LEASE_MS, "name", worker.digest, {}),
             commands.enrol(base, worker.id, LEASE_MS, "name", worker.digest, worker.kinds),

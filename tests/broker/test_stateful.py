@@ -344,6 +344,13 @@ class Model(RuleBasedStateMachine):
             self._over(id, lingers=one.where == QUEUED)
         assert self.queue.cancel(id, reason, terminate=terminate) == expected
 
+    @precondition(lambda self: self.known)
+    @rule(data=st.data(), due=st.sampled_from(["+3600000", "+1800000", "4102444800000"]))
+    def reschedule(self, data: st.DataObject, due: str) -> None:
+        one = self._pick(data, self.known)
+        told = {SCHEDULED: "moved", QUEUED: "queued", RUNNING: "running", OVER: "over"}
+        assert self.queue.reschedule(one.outgoing.message.id, due) == told[one.where]
+
     @rule(worker=st.integers(0, 2))
     def ask_for_orders(self, worker: int) -> None:
         one = self.workers[worker]

@@ -31,12 +31,16 @@ RECORDS = {
     "zeros": b"\0" * 98,
     "a space for a digit": b"Q" + HEAD[:21] + b"     1" + HEAD[27:],
     "no claim number": b"R" + HEAD[:-10] + b"0x00000001",
-    "nothing scheduled": b"S" + HEAD,
-    "no lane": b"S" + HEAD + b"0000000000message",
+    "nothing scheduled": b"S" + HEAD[:21],
+    "no label": b"S" + b"x" * 21 + b"005t.addmessage",
+    "no lane": b"S" + HEAD[:21] + b"000message",
+    "a lane longer than all": b"S" + HEAD[:21] + b"999t.addmessage",
+    "nothing but a lane": b"S" + HEAD[:21] + b"005t.add",
+    "no lane again": b"Y" + HEAD + b"0000000000message",
     "a lane of no length": b"Y" + HEAD + b"abct.add0000000message",
     "a lane too long": b"Y" + HEAD + b"999t.add0000000message",
-    "a history too long": b"S" + HEAD + b"005t.add9999999message",
-    "no message": b"S" + HEAD + b"005t.add0000000",
+    "a history too long": b"Y" + HEAD + b"005t.add9999999message",
+    "no message": b"Y" + HEAD + b"005t.add0000000",
 }
 ENDS = ["succeeded", "failed", "retry", "released", "refused", "cancelled"]
 # Leave nothing but what the workers are known by.

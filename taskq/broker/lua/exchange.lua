@@ -93,18 +93,27 @@ if repeated then
   return out
 end
 
--- When the first of the scheduled messages is due, or a day from now; those that are due now are
--- queued.
-local function next_due()
-  local due = call('ZRANGE', base .. 'scheduled', 0, 0, 'WITHSCORES')[2]
-  return due and math.min(tonumber(due) or math.huge, now + DAY)
+-- How much of what is due to look at: what can be claimed at once, if all of it is like the
+-- first. What is put into a list for a later claim costs Redis twice as much; so no more than
+-- a priority needs to choose from.
+local function worth_a_look()
+  local lane = first_lane()
+  local task = lane and task_of(lane)
+  local kind = task and call('HGET', base .. 'known:' .. digest, task)
+  if not kind then return 100 end
+  local free = room[kind] + (caps[task] or 0) - call('LLEN', base .. 'ready:' .. lane)
+  return math.min(math.max(free, 100), 500)
 end
-local due = next_due()
-if due and due <= now then
-  for _, one in ipairs(promote()) do
+
+-- What is due is claimed behind what is queued.
+local due, coming, arrived = first_due(), {}, {}
+if due <= now then
+  local strange
+  coming, arrived, strange = fall_due(worth_a_look())
+  for _, one in ipairs(strange) do
     set_aside(publish, one[1], '', one[2], 'Q', 'its record is none', letters, letter_age)
   end
-  due = next_due()
+  due = first_due()
 end
 
 -- here: claims
@@ -116,6 +125,16 @@ for first = 1, #claims, 1000 do
   call('HSET', running, unpack(claims, first, upto))
   call('MSET', unpack(records, first, upto))
 end
+queue_rest(arrived)
+-- More is due than was looked at. Who has no slot left for it comes when there is one.
+if due <= now then
+  for _, lot in ipairs(arrived) do
+    local task = task_of(lot.lane)
+    local kind = call('HGET', base .. 'known:' .. digest, task)
+    if kind and room[kind] <= 0 then left[kind] = true end
+    ring_for(task)
+  end
+end
 -- Work is left that somebody else may have a slot for.
 for kind in pairs(left) do
   ring(digest, kind)
@@ -123,8 +142,9 @@ for kind in pairs(left) do
 end
 
 -- One worker with room watches for the next due time; the others need not wake for it.
--- Who could not promote all that is due comes again at once.
-if due and (due <= now or room.t + room.c > 0) then
+-- Whose slots wait for what is behind that which is due comes again at once.
+local again = due <= now and not next(left)
+if again or (due > now and due < math.huge and room.t + room.c > 0) then
   local holder = call('GET', base .. 'timer')
   if not holder or holder == worker then
     call('SET', base .. 'timer', worker, 'PX', math.max(0, math.ceil(due - now)) + 100)

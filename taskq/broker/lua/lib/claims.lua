@@ -65,16 +65,31 @@ local function pop(lane, most)
   return got, call('LLEN', key) == 0
 end
 
+-- Take what falls due in this very call, as if it had been queued behind what is in the list.
+-- Returns whether none is left.
+local function draw(lot, most, popped, ids, keys, known)
+  while lot.first <= #lot.ids and #popped < most and taken_bytes < BYTES_MOST do
+    local from, to = lot.first, #popped + 1
+    popped[to], ids[to] = lot.messages[from], lot.ids[from]
+    keys[to], known[to] = lot.keys[from], lot.records[from]
+    taken_bytes, lot.first = taken_bytes + #popped[to], from + 1
+  end
+  return lot.first > #lot.ids
+end
+
 -- Returns how many were popped, how many of them are to be run, and whether none is left.
 local function take(lane, sort, most)
   local popped, empty = pop(lane, most)
-  if #popped == 0 then return 0, 0, empty end
-  local ids, keys, before = {}, {}, places
+  local ids, keys, known, before = {}, {}, {}, places
   for i, message in ipairs(popped) do
     local id = sub(message, 13, 44)
     ids[i], keys[i] = id, base .. 'm:' .. id
   end
-  local known, head = call('MGET', unpack(keys)), pack_claimed(lane, '')
+  if #popped > 0 then known = call('MGET', unpack(keys)) end
+  if empty and coming[lane] then
+    empty = draw(coming[lane], most, popped, ids, keys, known)
+  end
+  local head = pack_claimed(lane, '')
   looked = looked + #popped
   for i, message in ipairs(popped) do
     local id, record = ids[i], known[i]

@@ -2,13 +2,16 @@
 --
 --   Q                                     queued, never claimed, nothing to note
 --   Q label(21)                           the same, with a label
+--   S label(21) tail                      scheduled, never claimed; there may be millions
 --   state(1) label(21) attempts(6) crashes(3) suspect(3) claims(6) fence(16)
 --     worker(32) seq(10) tail             everything else
 --
 -- label  the task's digest where the id was given (8), the expiry in ms (13)
--- tail   RUNNING, QUEUED: the history. SCHEDULED, RETRYING: lane, history and message.
+-- tail   RUNNING, QUEUED: the history. RETRYING: lane, history and message. SCHEDULED: lane
+--        and message.
 --        Terminal (lower case): the signed report, or words.
 local HEAD = 98
+local SHORT_HEAD = 22
 local NO_MARK = '--------'
 local NO_LABEL = NO_MARK .. '0000000000000'
 local NEVER = sub(NO_LABEL, 9)
@@ -16,13 +19,18 @@ local UNCLAIMED = string.rep('0', 76)
 
 -- Whoever can write to Redis can write what is none of these. Then the numbers would not be
 -- numbers, and one record would stop its queue.
-local FULL = '^[SQRYsfrtkce]........' .. string.rep('%d', 47) .. string.rep('.', 32) .. string.rep('%d', 10)
+local FULL = '^[QRYsfrtkce]........' .. string.rep('%d', 47) .. string.rep('.', 32) .. string.rep('%d', 10)
 local LABELLED = '^Q........' .. string.rep('%d', 13) .. '$'
+local SCHEDULED = '^S........' .. string.rep('%d', 13) .. '(%d%d%d)'
 
 local function is_sound(record)
+  if sub(record, 1, 1) == 'S' then
+    local lane = tonumber(string.match(record, SCHEDULED))
+    return lane and lane > 0 and #record > SHORT_HEAD + 3 + lane
+  end
   if #record < HEAD then return record == 'Q' or string.find(record, LABELLED) ~= nil end
   if not string.find(record, FULL) then return false end
-  if not string.find(record, '^[SY]') then return true end
+  if sub(record, 1, 1) ~= 'Y' then return true end
   local lane = tonumber(string.match(record, '^%d%d%d', HEAD + 1))
   local history = lane and lane > 0 and tonumber(string.match(record, '^%d%d%d%d%d%d%d', HEAD + 4 + lane))
   return history and #record > HEAD + 10 + lane + history
@@ -51,9 +59,13 @@ local function verdict_on(record, label)
   return 'x'
 end
 
+local function is_unclaimed(record)
+  return #record < HEAD or sub(record, 1, 1) == 'S'
+end
+
 -- attempts to seq
 local function counters_of(record)
-  return #record >= HEAD and sub(record, 23, HEAD) or UNCLAIMED
+  return is_unclaimed(record) and UNCLAIMED or sub(record, 23, HEAD)
 end
 
 local function history_of(record)
