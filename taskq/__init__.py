@@ -39,7 +39,7 @@ from taskq.errors import (
 )
 from taskq.model.context import Context, current
 from taskq.model.retry import RetryPolicy
-from taskq.model.states import Cancellation, State
+from taskq.model.states import Cancellation, Rescheduling, State
 
 __all__ = [
     "BrokerError",
@@ -61,6 +61,7 @@ __all__ = [
     "MessageRefused",
     "MessageTooLarge",
     "RemoteError",
+    "Rescheduling",
     "Result",
     "ResultError",
     "ResultNotStored",

@@ -11,7 +11,7 @@ from taskq.cli.health import health
 from taskq.cli.letters import dead
 from taskq.cli.look import purge, status
 from taskq.cli.place import Place, fail
-from taskq.cli.send import call, cancel
+from taskq.cli.send import call, cancel, reschedule
 from taskq.cli.server import redis, secret
 from taskq.cli.work import worker
 from taskq.errors import BrokerError, TaskQError
@@ -38,6 +38,6 @@ def main(context: click.Context, app: str | None) -> None:
 
 
 for command in (
-    worker, redis, status, purge, dead, call, cancel, doctor, health, acl, secret,
+    worker, redis, status, purge, dead, call, cancel, reschedule, doctor, health, acl, secret,
 ):  # fmt: skip
     main.add_command(command)

@@ -1,8 +1,9 @@
-"""Seconds on the command line."""
+"""Seconds and instants on the command line."""
 
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from typing import Any
 
 import click
@@ -19,3 +20,19 @@ class Duration(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value!r} is not a number of seconds", param, ctx)
         return number
+
+
+class Instant(click.DateTime):
+    """An instant in ISO 8601, with its offset: nobody need guess the zone that was meant."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Return the aware datetime, or fail in click's way."""
+        try:
+            instant = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no instant like 2030-01-31T07:00+01:00", param, ctx)
+        if instant.tzinfo is None:
+            self.fail(f"{value!r} says no offset: +01:00, or Z for UTC", param, ctx)
+        return instant

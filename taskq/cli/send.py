@@ -1,19 +1,20 @@
-"""`taskq call` and `taskq cancel`."""
+"""`taskq call`, `taskq cancel` and `taskq reschedule`."""
 
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import click
 
-from taskq.cli.durations import Duration
+from taskq.cli.durations import Duration, Instant
 from taskq.cli.place import app_option, fail, open_app, printable
 from taskq.client.app import TaskQ
 from taskq.client.result import Result
 from taskq.client.task import Task
 from taskq.config import nearest
-from taskq.model.states import Cancellation
+from taskq.model.states import Cancellation, Rescheduling
 
 
 @click.command()
@@ -78,6 +79,49 @@ def cancel(
         raise SystemExit(1)
 
 
+@click.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@app_option
+@click.option("--eta", type=Instant(), help="When: 2030-01-31T07:00+01:00, or ending in Z.")
+@click.option("--countdown", type=Duration(min=0), help="Seconds from now.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def reschedule(
+    context: click.Context,
+    /,
+    ids: tuple[str, ...],
+    eta: datetime | None,
+    countdown: float | None,
+    *,
+    as_json: bool,
+    app: str | None,
+) -> None:
+    """Give messages that wait for their time another time.
+
+    Exits with 1 if Redis does not know one of the ids.
+    """
+    with open_app(context, app) as opened:
+        try:
+            results = [opened.result(id) for id in dict.fromkeys(ids)]
+            done = {one.id: one.reschedule(eta=eta, countdown=countdown) for one in results}
+        except ValueError as error:
+            fail(str(error))
+    if as_json:
+        click.echo(json.dumps(done, indent=2))
+    else:
+        for id, what in done.items():
+            click.echo(f"{printable(id)}: {_MOVED[what]}")
+    if Rescheduling.UNKNOWN in done.values():
+        raise SystemExit(1)
+
+
+_MOVED = {
+    Rescheduling.MOVED: "moved; it waits for its new time",
+    Rescheduling.QUEUED: "its time had come: it is queued",
+    Rescheduling.RUNNING: "it runs",
+    Rescheduling.OVER: "it was over already",
+    Rescheduling.UNKNOWN: "Redis does not know this id",
+}
 _SAID = {
     Cancellation.CANCELLED: "cancelled; it does not start",
     Cancellation.TOLD: "it runs; its worker was told",

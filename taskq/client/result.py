@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from taskq.broker import commands, keys, queries, records
@@ -13,6 +14,7 @@ from taskq.client.snapshot import MOST_WORDS, Snapshot, Subject, words_of
 from taskq.config import Seconds
 from taskq.errors import (
     Cancelled,
+    ConfigError,
     Expired,
     HardTimeLimitExceeded,
     MessageLost,
@@ -21,10 +23,10 @@ from taskq.errors import (
     ResultTampered,
     WorkerCrashed,
 )
-from taskq.model import control, outcome, serializers
+from taskq.model import control, outcome, serializers, times
 from taskq.model.outcome import Report
 from taskq.model.signing import Domain
-from taskq.model.states import Cancellation, State
+from taskq.model.states import Cancellation, Rescheduling, State
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
@@ -212,6 +214,30 @@ class Result(Generic[R_co]):
         command = self._cancel(reason, terminate=terminate)
         return Cancellation(await self.app.abroker().run(command))
 
+    def reschedule(
+        self, *, eta: datetime | None = None, countdown: Seconds | None = None
+    ) -> Rescheduling:
+        """Give a message that waits for its time another one, and say what that did.
+
+        Sooner or later than the one it has; also the time of another attempt.
+
+        Args:
+            eta: an aware datetime; one that is past is now.
+            countdown: seconds from now.
+
+        Raises:
+            ConfigError: neither, or both.
+            TypeError, ValueError: a value of another kind or out of range.
+
+        """
+        return Rescheduling(self.app.broker.run(self._reschedule(eta, countdown)))
+
+    async def areschedule(
+        self, *, eta: datetime | None = None, countdown: Seconds | None = None
+    ) -> Rescheduling:
+        """Give a message that waits for its time another one; as `reschedule`, awaited."""
+        return Rescheduling(await self.app.abroker().run(self._reschedule(eta, countdown)))
+
     # What follows is for the waits in this package.
 
     def settle(self, raw: bytes | None) -> bool:
@@ -246,6 +272,14 @@ class Result(Generic[R_co]):
         seal = self.app.seal(Domain.CONTROL, self.queue)
         order = control.give(self.wire_id.encode(), words, seal, terminate=terminate)
         return commands.cancel(self._base, self.wire_id, order)
+
+    def _reschedule(self, eta: datetime | None, countdown: Seconds | None) -> Command[str]:
+        times.check_due(countdown, eta)
+        due = times.due(countdown, eta)
+        if due is None:
+            msg = "reschedule to when? Give eta= or countdown="
+            raise ConfigError(msg)
+        return commands.reschedule(self._base, self.wire_id, due)
 
     @property
     def _base(self) -> str:

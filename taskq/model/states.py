@@ -41,6 +41,20 @@ class Cancellation(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Rescheduling(StrEnum):
+    """What a call of `reschedule` did. All but the first left the message as it was."""
+
+    # It waits for its new time.
+    MOVED = "moved"
+    # It waits for a slot: its time had come.
+    QUEUED = "queued"
+    RUNNING = "running"
+    # It was over already.
+    OVER = "over"
+    # Redis does not know the id.
+    UNKNOWN = "unknown"
+
+
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
 
 TRANSITIONS: dict[State, frozenset[State]] = {
