@@ -15,14 +15,15 @@ import click
 import redis
 from rich.console import Console
 
-from benchmarks import report, servers
-from benchmarks.cases import CASES, Bench, Case
+from benchmarks import cases, delayed, report, servers
+from benchmarks.cases import Bench, Case
 from benchmarks.report import Row
 from benchmarks.tasks import app
 from benchmarks.workers import Failed
 from taskq.model.signing import new_secret
 
 console = Console()
+CASES = (*cases.CASES, *delayed.CASES)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,8 +37,8 @@ def main(
     url: str | None, scale: float | None, rounds: int, only: str, file: Path | None, *, quick: bool
 ) -> None:
     """Measure taskq beside the least that a queue on Redis can do."""
-    cases = [case for case in CASES if any(only in name for name in case.rows)]
-    if not cases:
+    chosen = [case for case in CASES if any(only in name for name in case.rows)]
+    if not chosen:
         raise click.BadParameter(only, param_hint="--only")
     with contextlib.ExitStack() as stack:
         bench = Bench(
@@ -49,19 +50,19 @@ def main(
         stack.callback(app.close)
         stack.callback(bench.clean)
         console.print(_conditions(bench))
-        rows = run(bench, cases, rounds)
+        rows = run(bench, chosen, rounds)
     console.print(report.table([row for each in rows for row in each]))
     if file:
         measured = [row.as_dict() for each in rows for row in each]
         file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
 
 
-def run(bench: Bench, cases: Sequence[Case], rounds: int) -> list[list[Row]]:
+def run(bench: Bench, chosen: Sequence[Case], rounds: int) -> list[list[Row]]:
     """Let the cases take turns, `rounds` times; who goes first changes each round."""
-    rows = [_rows(case) for case in cases]
+    rows = [_rows(case) for case in chosen]
     with console.status("") as status:
         for number in range(rounds):
-            for case, own_rows in zip(cases, rows, strict=True):
+            for case, own_rows in zip(chosen, rows, strict=True):
                 if case.once and number:
                     continue
                 status.update(f"round {number + 1} of {rounds}: {case.rows[0]}")
@@ -71,7 +72,7 @@ def run(bench: Bench, cases: Sequence[Case], rounds: int) -> list[list[Row]]:
 
 
 def _rows(case: Case) -> list[Row]:
-    bars = (case.bar, *("" for _ in case.rows[1:]))
+    bars = case.bars or (case.bar, *("" for _ in case.rows[1:]))
     return [Row(name, case.unit, bar) for name, bar in zip(case.rows, bars, strict=True)]
 
 

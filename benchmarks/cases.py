@@ -56,6 +56,8 @@ class Case:
     bare: Measure | None = None
     # The ratio we want, in words; of the first row.
     bar: str = ""
+    # What we want of each row, where it is no ratio.
+    bars: Sequence[str] = ()
     # Too long for every round.
     once: bool = False
 
@@ -132,7 +134,7 @@ def bare_drain(bench: Bench, threads: int) -> Sequence[float]:
 def round_trip(bench: Bench) -> Sequence[float]:
     """Call and wait, one call at a time, with a worker that has nothing else to do."""
     with workers.taskq_worker() as process:
-        _warm(process)
+        warm(process)
         return _percentiles(lambda: add.delay(1, 2).get(timeout=30), bench.count(2000))
 
 
@@ -159,7 +161,7 @@ def memory(bench: Bench) -> Sequence[float]:
     """Let one worker run many messages, in lots; what it holds must not grow."""
     lots, lot = 10, bench.count(20_000)
     with servers.connect(bench.url) as client, workers.taskq_worker() as process:
-        _warm(process)
+        warm(process)
         _run_lot(bench, client, process, bench.count(2000))
         before = process.memory()
         for _ in range(lots):
@@ -176,7 +178,7 @@ def _run_lot(bench: Bench, client: Any, process: workers.Process, size: int) -> 
     servers.remove(bench.url, keys.record(app.name, "default", ""))
 
 
-def _warm(process: workers.Process) -> None:
+def warm(process: workers.Process) -> None:
     """Wait until the worker has answered a few calls."""
     for number in range(20):
         result = add.delay(number, number)
@@ -219,7 +221,12 @@ def _percentiles(call: Callable[[], object], n: int) -> Sequence[float]:
         call()
         times.append((time.perf_counter() - begun) * 1000)
     times.sort()
-    return times[n // 2], times[min(n - 1, n * 99 // 100)]
+    return percentile(times, 50), percentile(times, 99)
+
+
+def percentile(ordered: Sequence[float], part: int) -> float:
+    """Return the value that so many in a hundred do not exceed."""
+    return ordered[min(len(ordered) - 1, len(ordered) * part // 100)]
 
 
 def _drain_case(threads: int, bar: str) -> Case:

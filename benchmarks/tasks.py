@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 
 from taskq import TaskQ
 
@@ -17,3 +18,8 @@ app = TaskQ(f"benchmarks-{RUN}")
 @app.task
 def add(x: int, y: int) -> int:
     return x + y
+
+
+@app.task
+def now() -> float:
+    return time.time()

@@ -108,14 +108,18 @@ def rate_of_drain(left: Callable[[], int], total: int, process: Process) -> floa
     return first / (time.perf_counter() - begun) if first else math.nan
 
 
-def wait_until_empty(left: Callable[[], int], process: Process) -> None:
+def wait_until_empty(
+    left: Callable[[], int], process: Process, every: float = POLL_SECONDS
+) -> None:
     """Wait until nothing is left, however long it takes while something ends."""
     last = left()
     while last:
-        last = _next_below(left, last, process)
+        last = _next_below(left, last, process, every)
 
 
-def _next_below(left: Callable[[], int], last: int, process: Process) -> int:
+def _next_below(
+    left: Callable[[], int], last: int, process: Process, every: float = POLL_SECONDS
+) -> int:
     """Wait until fewer than `last` are left; return how many."""
     deadline = time.monotonic() + STALL_SECONDS
     while (now := left()) >= last:
@@ -123,5 +127,5 @@ def _next_below(left: Callable[[], int], last: int, process: Process) -> int:
         if time.monotonic() > deadline:
             msg = f"{now} messages are left, and none ended for {STALL_SECONDS:.0f} s"
             raise Failed(msg)
-        time.sleep(POLL_SECONDS)
+        time.sleep(every)
     return now

@@ -15,7 +15,7 @@ import redis
 from rich.console import Console
 
 from benchmarks import report, servers
-from benchmarks.cases import CASES
+from benchmarks.__main__ import CASES
 from benchmarks.prototype import Line, Place, Producer, Tampered, Wire, Worker
 from benchmarks.report import Row
 
@@ -34,6 +34,7 @@ def calls(n: int) -> Iterator[object]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_all_cases_run_and_agree_on_what_was_done(redis_url: str, tmp_path: Path) -> None:
     file = tmp_path / "rounds.json"
     tiny = ("--url", redis_url, "--rounds", "1", "--scale", "0.002", "--json", str(file))
@@ -44,13 +45,16 @@ def test_all_cases_run_and_agree_on_what_was_done(redis_url: str, tmp_path: Path
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=110,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(file.read_text(encoding="utf-8"))
     assert [row["name"] for row in rows] == [name for case in CASES for name in case.rows]
     # NaN where so little was drained before the first look.
-    assert all(len(row["ours"]) == 1 and not row["ours"][0] <= 0 for row in rows)
+    assert all(len(row["ours"]) == 1 for row in rows)
+    # What starts sooner than in a drain is late by less than nothing.
+    wrong = [row for row in rows if row["ours"][0] <= 0 and "beyond a drain" not in row["name"]]
+    assert wrong == []
     assert all(row["name"] in done.stdout for row in rows)
     with servers.connect(redis_url) as client:
         assert not list(client.scan_iter(match="*benchmarks-*"))
