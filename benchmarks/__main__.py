@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,15 +16,18 @@ import click
 import redis
 from rich.console import Console
 
-from benchmarks import cases, delayed, report, servers
-from benchmarks.cases import Bench, Case
+from benchmarks import report, servers
+from benchmarks.case import Bench, Case
+from benchmarks.cases import CASES
 from benchmarks.report import Row
 from benchmarks.tasks import app
 from benchmarks.workers import Failed
 from taskq.model.signing import new_secret
 
-console = Console()
-CASES = (*cases.CASES, *delayed.CASES)
+# The table is wide, whatever the output is.
+WIDTH = 160
+
+console = Console(width=max(WIDTH, Console().width))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,15 +35,21 @@ CASES = (*cases.CASES, *delayed.CASES)
 @click.option("--quick", is_flag=True, help="A tenth of the work; the figures are coarse.")
 @click.option("--scale", type=click.FloatRange(0, 10), help="How much of the work.")
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option("--minutes", default=2.8, show_default=True, help="After so many, no new round.")
 @click.option("--only", default="", metavar="TEXT", help="The cases with this in a name.")
+@click.option("--all", "everything", is_flag=True, help="Also the long ones, without a limit.")
+@click.option("--list", "listed", is_flag=True, help="Name the lines and their bars, and end.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write all rounds.")
 def main(
-    url: str | None, scale: float | None, rounds: int, only: str, file: Path | None, *, quick: bool
-) -> None:
-    """Measure taskq beside the least that a queue on Redis can do."""
-    chosen = [case for case in CASES if any(only in name for name in case.rows)]
-    if not chosen:
-        raise click.BadParameter(only, param_hint="--only")
+    url: str | None, scale: float | None, rounds: int, minutes: float, only: str,
+    file: Path | None, *, quick: bool, everything: bool, listed: bool,
+) -> None:  # fmt: skip
+    """Measure taskq beside the least that a queue on Redis can do, and against its bars."""
+    cases = _chosen(only, everything=everything)
+    if listed:
+        _list(cases)
+        return
+    end = time.monotonic() + (minutes * 60 if not (everything or only) else 1e9)
     with contextlib.ExitStack() as stack:
         bench = Bench(
             url or stack.enter_context(servers.own_server()), scale or (0.1 if quick else 1.0)
@@ -49,39 +59,63 @@ def main(
         os.environ["TASKQ_URL"] = bench.url
         stack.callback(app.close)
         stack.callback(bench.clean)
-        console.print(_conditions(bench))
-        rows = run(bench, chosen, rounds)
-    console.print(report.table([row for each in rows for row in each]))
+        console.print(_conditions(bench), soft_wrap=True)
+        rows = [row for each in run(bench, cases, rounds, end) for row in each]
+    console.print(report.table(rows))
+    console.print(report.tally(rows))
+    if bench.scale < 1:
+        console.print("a trial: too little was done to judge by it")
     if file:
-        measured = [row.as_dict() for each in rows for row in each]
+        measured = [row.as_dict() for row in rows]
         file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
 
 
-def run(bench: Bench, chosen: Sequence[Case], rounds: int) -> list[list[Row]]:
-    """Let the cases take turns, `rounds` times; who goes first changes each round."""
-    rows = [_rows(case) for case in chosen]
+def _chosen(only: str, *, everything: bool) -> list[Case]:
+    """Return the cases asked for; what is named is measured, however long it takes."""
+    cases = [
+        case
+        for case in CASES
+        if any(only in line.name for line in case.lines) and (only or everything or not case.extra)
+    ]
+    if not cases:
+        raise click.BadParameter(only, param_hint="--only")
+    return cases
+
+
+def _list(cases: Sequence[Case]) -> None:
+    for case in cases:
+        for line in case.lines:
+            click.echo(
+                f"{line.name:<45} {line.bar or ''!s:<14} {'--all' if case.extra else ''}".rstrip()
+            )
+
+
+def run(
+    bench: Bench, cases: Sequence[Case], rounds: int, end: float = float("inf")
+) -> list[list[Row]]:
+    """Let the cases take turns, `rounds` times; who goes first changes each round.
+
+    At `end`, of `time.monotonic`, nothing more is begun but in the first round.
+    """
+    rows = [report.rows_of(case) for case in cases]
     with console.status("") as status:
         for number in range(rounds):
-            for case, own_rows in zip(chosen, rows, strict=True):
-                if case.once and number:
+            for case, own_rows in zip(cases, rows, strict=True):
+                if number and (case.once or time.monotonic() > end):
                     continue
-                status.update(f"round {number + 1} of {rounds}: {case.rows[0]}")
+                status.update(f"round {number + 1} of {rounds}: {case.lines[0].name}")
                 for ours in (True, False) if number % 2 else (False, True):
-                    _measure(bench, case, own_rows, ours=ours)
+                    measure(bench, case, own_rows, ours=ours)
     return rows
 
 
-def _rows(case: Case) -> list[Row]:
-    bars = case.bars or (case.bar, *("" for _ in case.rows[1:]))
-    return [Row(name, case.unit, bar) for name, bar in zip(case.rows, bars, strict=True)]
-
-
-def _measure(bench: Bench, case: Case, rows: Sequence[Row], *, ours: bool) -> None:
-    measure = case.ours if ours else case.bare
-    if measure is None:
+def measure(bench: Bench, case: Case, rows: Sequence[Row], *, ours: bool) -> None:
+    """Take one side's figures of a case."""
+    take = case.ours if ours else case.bare
+    if take is None:
         return
     bench.clean()
-    for row, value in zip(rows, measure(bench), strict=True):
+    for row, value in zip(rows, take(bench), strict=True):
         (row.ours if ours else row.bare).append(value)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import taskq
 from benchmarks import servers, workers
-from benchmarks.cases import MEGABYTE, Bench, Case, percentile, warm
+from benchmarks.case import Bench
 from benchmarks.tasks import add, app, now
+from benchmarks.trips import percentile
 from taskq import Result
 from taskq.broker import commands, keys, queries, scripts
 from taskq.broker.commands import Room
@@ -24,6 +25,7 @@ AHEAD_SECONDS, APART_SECONDS = 4.0, 0.05
 REST_SECONDS, LISTEN_SECONDS = 5.0, 20.0
 LEAST_SECONDS = 2.5
 LOT, CALLS = 50_000, 100
+MEGABYTE = 1_000_000
 # What one call takes out of the schedule at most.
 PAGE = 500
 FAR_SECONDS = 7200
@@ -43,7 +45,7 @@ def due_at_once(bench: Bench) -> Sequence[float]:
         drained = _starts(process, results)
     bench.clean()
     with workers.taskq_worker() as process:
-        warm(process)
+        workers.warm(process)
         due = time.time() + max(1.0, AHEAD_SECONDS * bench.scale)
         results = now.options(eta=_instant(due)).starmap(calls)
         if time.time() > due - 0.5:
@@ -59,7 +61,7 @@ def due_at_once(bench: Bench) -> Sequence[float]:
 def due_alone(bench: Bench) -> Sequence[float]:
     """Let one after the other fall due on a worker that has nothing else to do."""
     with workers.taskq_worker() as process:
-        warm(process)
+        workers.warm(process)
         first = time.time() + 1
         dues = [first + APART_SECONDS * number for number in range(bench.count(200))]
         results = app.enqueue_many(now.options(eta=_instant(due)).s() for due in dues)
@@ -74,11 +76,11 @@ def a_million(bench: Bench) -> Sequence[float]:
     n = bench.count(1_000_000)
     with servers.connect(bench.url) as client:
         with workers.taskq_worker() as process:
-            warm(process)
-            without = process.memory()
+            workers.warm(process)
+            without = _memory(process)
             rate, bytes_each = _schedule(client, n)
             time.sleep(REST_SECONDS * min(1.0, bench.scale))
-            with_all = process.memory()
+            with_all = _memory(process)
             per_second = _sent(client, max(LEAST_SECONDS, LISTEN_SECONDS * bench.scale))
         slowest = _promote(client, min(CALLS, n // PAGE))
     weights = without / MEGABYTE, with_all / MEGABYTE
@@ -154,26 +156,5 @@ def _instant(seconds: float) -> dt.datetime:
     return dt.datetime.fromtimestamp(seconds, dt.UTC)
 
 
-CASES = (
-    Case(
-        ("due at once, p50 beyond a drain", "due at once, p99 beyond a drain"),
-        "ms",
-        due_at_once,
-        bars=("<= 10", "<= 50"),
-    ),
-    Case(("due alone, p50", "due alone, p99"), "ms", due_alone, bars=("", "<= 10")),
-    Case(
-        (
-            "a million waiting: schedule, calls/s",
-            "a million waiting: Redis, B beyond a message",
-            "a million waiting: worker before, MiB",
-            "a million waiting: worker with them, MiB",
-            "a million waiting: slowest call that moves 500, ms",
-            "a million waiting: commands/s of an idle child",
-        ),
-        "",
-        a_million,
-        bars=(">= 50,000", "<= 400", "", "unchanged", "<= 20", "<= 1"),
-        once=True,
-    ),
-)
+def _memory(process: workers.Process) -> int:
+    return sum(process.family().values())

@@ -1,55 +1,118 @@
-"""Rounds of measurements become a table: medians, spreads, ratios."""
+"""Rounds of measurements become a table: ratios, bars, medians."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 
 from rich.table import Table
+
+from benchmarks.case import Case, Line
+
+CAPTION = (
+    "medians of the rounds; a ratio is taskq's figure by the other one, taken inside each "
+    "round, the range that of the rounds; 'of it': the bar is on the ratio, else on taskq's figure"
+)
+COLOURS = {"met": "green", "missed": "red"}
 
 
 @dataclasses.dataclass
 class Row:
     """One line of the table: what each round measured."""
 
-    name: str
-    unit: str
-    bar: str
+    line: Line
+    against: str = ""
     ours: list[float] = dataclasses.field(default_factory=list)
     bare: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def ratios(self) -> list[float]:
         """One for each round: the machine's drift from round to round drops out."""
-        if not self.bare:
-            return []
-        return [ours / bare for ours, bare in zip(self.ours, self.bare, strict=True)]
+        pairs = zip(self.ours, self.bare, strict=False)
+        return [ours / bare for ours, bare in pairs if bare and math.isfinite(ours / bare)]
+
+    @property
+    def judged(self) -> float:
+        """The median that the bar is about; NaN where there is none."""
+        bar = self.line.bar
+        figures = self.ours if bar is not None and bar.of == "value" else self.ratios
+        finite = [one for one in figures if math.isfinite(one)]
+        return statistics.median(finite) if finite else math.nan
 
     def as_dict(self) -> dict[str, object]:
         """Return everything measured, for a file."""
-        return {**dataclasses.asdict(self), "ratios": self.ratios}
+        bar = self.line.bar
+        return {
+            "name": self.line.name,
+            "unit": self.line.unit,
+            "bar": str(bar) if bar else "",
+            "against": self.against,
+            "ours": self.ours,
+            "bare": self.bare,
+            "ratios": self.ratios,
+        }
+
+
+def rows_of(case: Case) -> list[Row]:
+    return [Row(line, case.against) for line in case.lines]
+
+
+def verdicts(rows: Sequence[Row]) -> dict[str, str]:
+    """Return 'met', 'missed' or 'not measured' for each line that has a bar."""
+    named = {row.line.name: row for row in rows}
+    return {name: _verdict(row, named) for name, row in named.items() if row.line.bar}
+
+
+def _verdict(row: Row, named: dict[str, Row]) -> str:
+    bar = row.line.bar
+    if bar is None or math.isnan(row.judged):
+        return "not measured"
+    if bar.met(row.judged):
+        return "met"
+    other = named.get(bar.unless)
+    instead = other is not None and other.line.bar is not None and other.line.bar.met(other.judged)
+    return f"met by {bar.unless}" if instead else "missed"
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Return what people read: medians, and how far the rounds lie apart."""
-    shown = Table(caption="medians of the rounds; the range is that of the rounds' ratios")
+    """Return what people read."""
+    told = verdicts(rows)
+    shown = Table(caption=CAPTION)
     shown.add_column("")
-    shown.add_column("")
-    for heading in ("taskq", "bare", "ratio", "range", "wanted"):
+    for heading in ("ratio", "range", "wanted", ""):
+        shown.add_column(heading, justify="right", no_wrap=bool(heading))
+    for heading in ("taskq", "the other"):
         shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("which is")
     for row in rows:
-        ratios = row.ratios
-        spread = f"{min(ratios):.2f} .. {max(ratios):.2f}" if ratios else ""
-        ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
-        shown.add_row(
-            row.name, row.unit, _median(row.ours), _median(row.bare), ratio, spread, row.bar
-        )
+        verdict = told.get(row.line.name, "")
+        shown.add_row(*_cells(row, verdict), style=COLOURS.get(verdict.partition(" ")[0]))
     return shown
 
 
+def _cells(row: Row, verdict: str) -> list[str]:
+    ratios, unit = row.ratios, row.line.unit
+    spread = f"{min(ratios):.2f} .. {max(ratios):.2f}" if len(ratios) > 1 else ""
+    ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
+    bar = str(row.line.bar or "")
+    ours, bare = (f"{_median(one)} {unit}" if one else "" for one in (row.ours, row.bare))
+    return [row.line.name, ratio, spread, bar, verdict, ours, bare, row.against]
+
+
+def tally(rows: Sequence[Row]) -> str:
+    """Return how many bars were met, in words."""
+    told = list(verdicts(rows).values())
+    met = sum(one.startswith("met") for one in told)
+    unknown = told.count("not measured")
+    text = f"{met} of {len(told)} bars met"
+    return text + (f", {unknown} not measured" if unknown else "")
+
+
 def _median(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    value = statistics.median(values)
+    finite = [one for one in values if math.isfinite(one)]
+    if not finite:
+        return "?"
+    value = statistics.median(finite)
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -53,6 +53,11 @@ def describe(url: str) -> str:
     return f"{name} {facts.get(f'{name}_version', facts['redis_version'])}"
 
 
+def used_memory(client: Any) -> int:
+    """Return how many bytes the server uses."""
+    return int(client.info("memory")["used_memory"])
+
+
 def remove(url: str, prefix: str) -> None:
     """Delete every key that begins so; other keys of the server are left alone."""
     with connect(url) as client:

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
+
+from benchmarks.tasks import add
 
 ROOT = Path(__file__).parent.parent
 STOP_SECONDS = 40.0
@@ -38,8 +40,8 @@ class Process:
             msg = f"a worker ended with {self.popen.returncode}: {text}"
             raise Failed(msg)
 
-    def memory(self) -> int:
-        """Return the resident bytes of the process and all below it."""
+    def family(self) -> dict[int, int]:
+        """Return the resident bytes of the process and of each below it, by pid."""
         words = ["ps", "-A", "-o", "pid=,ppid=,rss="]
         text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
         rows = [tuple(map(int, line.split())) for line in text.splitlines()]
@@ -47,34 +49,39 @@ class Process:
         while len(family) != size:
             size = len(family)
             family |= {pid for pid, parent, _ in rows if parent in family}
-        return 1024 * sum(rss for pid, _, rss in rows if pid in family)
+        return {pid: 1024 * rss for pid, _, rss in rows if pid in family}
 
 
 @contextlib.contextmanager
-def taskq_worker(threads: int = 8) -> Iterator[Process]:
-    """Run `taskq worker` with one child process; it drains and ends with the block."""
-    options = ("-p", "1", "-t", str(threads), "-l", "ERROR")
-    with _running("-m", "taskq", "worker", "benchmarks.tasks", *options) as process:
+def taskq_worker(
+    threads: int = 8, processes: int = 1, variables: Mapping[str, str] | None = None
+) -> Iterator[Process]:
+    """Run `taskq worker`; it drains and ends with the block."""
+    options = ("-p", str(processes), "-t", str(threads), "-l", "ERROR")
+    words = ("-m", "taskq", "worker", "benchmarks.tasks", *options)
+    with running(*words, variables=variables) as process:
         yield process
 
 
 @contextlib.contextmanager
 def bare_worker(url: str, base: str, mode: str) -> Iterator[Process]:
     """Run the prototype: `mode` is `echo`, or the number of threads that drain."""
-    with _running("-m", "benchmarks.prototype", url, base, mode) as process:
+    with running("-m", "benchmarks.prototype", url, base, mode) as process:
         yield process
 
 
 @contextlib.contextmanager
-def _running(*arguments: str) -> Iterator[Process]:
+def running(*arguments: str, variables: Mapping[str, str] | None = None) -> Iterator[Process]:
+    """Run Python with these arguments, in a session of its own, until the block ends."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "PYTHONPATH": path, **(variables or {})}
     with tempfile.TemporaryFile() as log:
         popen = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": path},
+            env=env,
             start_new_session=True,  # a Ctrl-C is for us, and we end them
         )
         process = Process(popen, log)
@@ -106,6 +113,24 @@ def rate_of_drain(left: Callable[[], int], total: int, process: Process) -> floa
     while last:
         last = _next_below(left, last, process)
     return first / (time.perf_counter() - begun) if first else math.nan
+
+
+def warm(process: Process) -> None:
+    """Wait until the worker has answered a few calls."""
+    for number in range(20):
+        result = add.delay(number, number)
+        wait_for(result.ready, process)
+
+
+def wait_for(done: Callable[[], bool], process: Process) -> None:
+    """Wait for something that the worker does."""
+    deadline = time.monotonic() + STALL_SECONDS
+    while not done():
+        process.check()
+        if time.monotonic() > deadline:
+            msg = f"what was waited for did not come in {STALL_SECONDS:.0f} s"
+            raise Failed(msg)
+        time.sleep(POLL_SECONDS)
 
 
 def wait_until_empty(

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import io
 import json
-import os
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from click.testing import CliRunner
 from rich.console import Console
 
-from benchmarks import report, servers
-from benchmarks.__main__ import CASES
-from benchmarks.prototype import Line, Place, Producer, Tampered, Wire, Worker
+from benchmarks import __main__ as program
+from benchmarks import prototype, report, servers
+from benchmarks.__main__ import measure
+from benchmarks.case import Bar, Bench, Case, Line
+from benchmarks.cases import CASES, ENQUEUEING
+from benchmarks.lookout import Traffic
+from benchmarks.prototype import Place, Producer, Tampered, Wire, Worker
 from benchmarks.report import Row
+from benchmarks.tasks import app
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,31 +40,66 @@ def calls(n: int) -> Iterator[object]:
     return (("add", (number, 1), {}) for number in range(n))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_all_cases_run_and_agree_on_what_was_done(redis_url: str, tmp_path: Path) -> None:
+@pytest.fixture
+def bench(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setenv("TASKQ_URL", redis_url)
+    monkeypatch.setenv("TASKQ_SECRET", "a secret of more than thirty-two characters")
+    yield Bench(redis_url, 0.002)
+    app.close()
+
+
+def every_case() -> Iterator[Any]:
+    for case in CASES:
+        # All others start workers.
+        marks = () if case in ENQUEUEING else pytest.mark.slow
+        yield pytest.param(case, id=case.lines[0].name, marks=marks)
+
+
+@pytest.mark.parametrize("case", every_case())
+def test_every_case_runs_and_agrees_on_what_was_done(bench: Bench, case: Case) -> None:
+    rows = report.rows_of(case)
+    for ours in (True, False):
+        measure(bench, case, rows, ours=ours)
+    for row in rows:
+        # NaN where so little was drained before the first look.
+        assert len(row.ours) == 1
+        assert not row.ours[0] < 0 or row.line.unit in {"ms", "%"}
+        assert len(row.bare) == (case.bare is not None)
+    bench.clean()
+    with servers.connect(bench.url) as client:
+        assert not list(client.scan_iter(match="*benchmarks-*"))
+
+
+def test_a_run_prints_ratios_bars_and_verdicts_and_leaves_nothing(
+    redis_url: str, tmp_path: Path
+) -> None:
     file = tmp_path / "rounds.json"
-    tiny = ("--url", redis_url, "--rounds", "1", "--scale", "0.002", "--json", str(file))
+    tiny = ("--url", redis_url, "--rounds", "2", "--scale", "0.002", "--json", str(file))
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *tiny],
+        [sys.executable, "-m", "benchmarks", *tiny, "--only", "one by one"],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=50,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads(file.read_text(encoding="utf-8"))
-    assert [row["name"] for row in rows] == [name for case in CASES for name in case.rows]
-    # NaN where so little was drained before the first look.
-    assert all(len(row["ours"]) == 1 for row in rows)
-    # What starts sooner than in a drain is late by less than nothing.
-    wrong = [row for row in rows if row["ours"][0] <= 0 and "beyond a drain" not in row["name"]]
-    assert wrong == []
-    assert all(row["name"] in done.stdout for row in rows)
+    [row] = json.loads(file.read_text(encoding="utf-8"))
+    assert (row["name"], row["bar"]) == ("enqueue, one by one", ">= 0.625 of it")
+    assert len(row["ours"]) == len(row["bare"]) == len(row["ratios"]) == 2
+    assert all(text in done.stdout for text in ("one by one", ">= 0.625 of it", "of 1 bars met"))
     with servers.connect(redis_url) as client:
         assert not list(client.scan_iter(match="*benchmarks-*"))
+
+
+def test_lines_have_names_of_their_own_and_long_cases_are_asked_for() -> None:
+    names = [line.name for case in CASES for line in case.lines]
+    assert len(names) == len(set(names))
+    listed = CliRunner().invoke(program.main, ["--list"]).output
+    everything = CliRunner().invoke(program.main, ["--list", "--all"]).output
+    assert "100 idle workers" not in listed
+    assert all(name in everything for name in names)
+    assert CliRunner().invoke(program.main, ["--only", "no such case"]).exit_code == 2
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -85,7 +127,7 @@ def test_the_prototype_runs_nothing_unsigned(place: Place) -> None:
 
 def test_the_prototype_answers(place: Place) -> None:
     """Its round trip, with the worker's part played by the test."""
-    producer, line = Producer(place), Line(place.url)
+    producer, line = Producer(place), prototype.Line(place.url)
     ids = producer.enqueue(calls(1))
     _, raw = line.call("BLPOP", place.ready, 4)
     assert raw[:32] == ids[0]
@@ -94,14 +136,49 @@ def test_the_prototype_answers(place: Place) -> None:
         one.close()
 
 
-def test_ratios_are_taken_round_by_round() -> None:
-    row = Row("drain", "tasks/s", ">= 0.4", [10.0, 30.0, 60.0], [100.0, 100.0, 300.0])
+def text_of(rows: list[Row]) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report.table(rows))
+    return console.export_text()
+
+
+def test_ratios_are_taken_round_by_round_and_judged_by_their_median() -> None:
+    row = Row(Line("drain", "tasks/s", Bar(least=0.25)), "it", [10, 30, 60], [100, 100, 300])
     assert row.ratios == pytest.approx([0.1, 0.3, 0.2])
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(report.table([row, Row("memory", "MiB", "", [12.345])]))
-    text = console.export_text()
-    assert "0.10 .. 0.30" in text
-    assert "12.3" in text
+    assert report.verdicts([row]) == {"drain": "missed"}
+    plain = Row(Line("memory", "MB"), ours=[12.345])
+    text = text_of([row, plain])
+    assert all(word in text for word in ("0.10 .. 0.30", "0.20", ">= 0.25 of it", "missed", "12.3"))
+    assert report.tally([row, plain]) == "0 of 1 bars met"
+
+
+def test_a_bar_may_be_on_the_figure_itself_and_made_up_for_by_another() -> None:
+    share = Row(Line("idle", "%", Bar(most=5, of="value")), "", [4, 90, 3], [1, 1, 1])
+    rate = Row(Line("two", "tasks/s", Bar(least=1.3, unless="idle")), "", [1], [1])
+    assert report.verdicts([rate, share]) == {"two": "met by idle", "idle": "met"}
+    share.ours = [6.0]
+    assert report.verdicts([rate, share]) == {"two": "missed", "idle": "missed"}
+
+
+def test_what_could_not_be_measured_is_not_met() -> None:
+    row = Row(Line("drain", "tasks/s", Bar(most=2)), "it", [math.nan], [1.0])
+    assert report.verdicts([row]) == {"drain": "not measured"}
+    assert report.tally([row]) == "0 of 1 bars met, 1 not measured"
+    assert "? tasks/s" in text_of([row])
+
+
+def test_what_is_counted_is_what_clients_send(redis_url: str) -> None:
+    with servers.connect(redis_url) as client, servers.connect(redis_url) as other:
+        other.ping()
+        traffic = Traffic(client)
+        other.eval("for _ = 1, 10 do redis.call('GET', KEYS[1]) end", 1, "none")
+        assert traffic.scripts() == 1
+    with servers.own_server() as url, servers.connect(url) as client, servers.connect(url) as one:
+        one.ping()
+        traffic = Traffic(client)
+        for _ in range(5):
+            one.eval("return redis.call('GET', KEYS[1])", 1, "none")
+        assert traffic.reads() == 5
 
 
 def test_its_own_server_ends_with_the_block() -> None:

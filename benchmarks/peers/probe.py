@@ -7,6 +7,7 @@ process has a file of its own in the folder that BENCH_PROBE names.
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 import os
 import shutil
@@ -91,6 +92,26 @@ class Reader:
         """Return the instants of each process that ran something, in order."""
         self.count()
         return sorted(sorted(seen) for seen in self._seen.values() if seen)
+
+    def at_work(self) -> int:
+        """Return how many processes had run something at the last `count`."""
+        return sum(map(bool, self._seen.values()))
+
+    def rate(self, count: int) -> float:
+        """Return tasks a second from when `count` processes were at work; NaN: too few to tell.
+
+        Where one of them came when all was done, from the first task on.
+        """
+        instants = self.processes()
+        begun = instants[min(count, len(instants)) - 1][0]
+        after = sum(one > begun for seen in instants for one in seen)
+        last = max(seen[-1] for seen in instants)
+        return after / (last - begun) if last > begun else math.nan
+
+    def elapsed(self) -> float:
+        """Return the seconds from the first task to the last."""
+        instants = self.processes()
+        return max(seen[-1] for seen in instants) - instants[0][0]
 
 
 def _written(data: bytes) -> array[float]:

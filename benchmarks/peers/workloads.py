@@ -179,8 +179,7 @@ def _drain(
             # The last acknowledgements belong to the cost.
             time.sleep(SETTLE_SECONDS)
             commands = _cost(bench, n)
-        instants = probe.processes()
-    return _Run(_rate(instants, count), _elapsed(instants), idle, commands)
+        return _Run(probe.rate(count), probe.elapsed(), idle, commands)
 
 
 def _wait(probe: Reader, n: int, started: Workers) -> None:
@@ -196,21 +195,6 @@ def _wait(probe: Reader, n: int, started: Workers) -> None:
         if time.monotonic() - moved > patience:
             msg = f"{seen} of {n} tasks ran, then none for {patience:.0f} s: {started.said()}"
             raise FailedError(msg)
-
-
-def _rate(instants: list[list[float]], count: int) -> float:
-    """Return tasks a second from when all processes were at work; NaN: too few to tell.
-
-    Where one of them came when all was done, from the first task on.
-    """
-    begun = instants[min(count, len(instants)) - 1][0]
-    after = sum(one > begun for seen in instants for one in seen)
-    last = max(seen[-1] for seen in instants)
-    return after / (last - begun) if last > begun else math.nan
-
-
-def _elapsed(instants: list[list[float]]) -> float:
-    return max(seen[-1] for seen in instants) - instants[0][0]
 
 
 def _beside_worker(bench: Bench, peer: Peer, action: str, **order: Any) -> dict[str, float]:
