@@ -17,7 +17,7 @@ from benchmarks import (
 from benchmarks.case import Bar, Case, Line
 
 PROTOTYPE = "the prototype"
-IDLE = "two processes: processors idle"
+LEFT = "two processes: processors left"
 IDLE_BARS = (Bar(most=1, of="value"), Bar(most=0.3, of="value"), Bar(most=50, of="value"))
 
 
@@ -80,8 +80,8 @@ DRAINS = (
     ),
     Case(
         [
-            Line("drain, two processes", "tasks/s", Bar(least=1.3, unless=IDLE)),
-            Line(IDLE, "%", Bar(most=5, of="value", unless="drain, two processes")),
+            Line("drain, two processes", "tasks/s", Bar(least=1.3, unless=LEFT)),
+            Line(LEFT, "%", Bar(most=5, of="value", unless="drain, two processes")),
         ],
         drains.two_processes,
         drains.one_process,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks import servers, workers
 from benchmarks.case import Bench
-from benchmarks.lookout import check, looking
-from benchmarks.peers.counters import Idleness
+from benchmarks.lookout import Lookout, check, looking
 from benchmarks.peers.probe import Reader
 from benchmarks.prototype import Producer
 from benchmarks.tasks import add, add_async, add_only, app, noted
@@ -88,7 +88,7 @@ def without_results(bench: Bench) -> Sequence[float]:
 
 
 def two_processes(bench: Bench) -> Sequence[float]:
-    """Return the rate while both are at work, and how idle the processors were, in percent."""
+    """Return the rate while both are at work, and what was left of the processors, in percent."""
     return _by_processes(bench, 2)
 
 
@@ -105,12 +105,20 @@ def _by_processes(bench: Bench, count: int) -> tuple[float, float]:
         workers.taskq_worker(8, count, probe.variables()) as process,
     ):
         workers.wait_for(lambda: probe.count() == n or probe.at_work() == count, process)
-        idleness = Idleness()
+        pids, used, begun = list(process.family()), 0.0, time.perf_counter()
+        used -= _used(lookout, pids)
         workers.wait_for(lambda: probe.count() == n, process)
-        idle = idleness.percent()
+        used += _used(lookout, pids)
+        whole = (time.perf_counter() - begun) * (os.cpu_count() or 1)
         workers.wait_until_empty(lookout.left, process)
         lookout.check(results)
-        return probe.rate(count), float("nan") if idle is None else idle
+        return probe.rate(count), 100 * (1 - used / whole)
+
+
+def _used(lookout: Lookout, pids: Iterable[int]) -> float:
+    """Return the processor time of the workers, the server and this program, so far."""
+    server = servers.processor_seconds(lookout.client)
+    return workers.processor_seconds(pids) + server + time.process_time()
 
 
 def together(bench: Bench) -> Sequence[float]:

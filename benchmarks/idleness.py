@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import sys
 import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from benchmarks import workers
 from benchmarks.case import Bench
@@ -47,10 +44,14 @@ def _idle(bench: Bench, supervisors: int, children: int) -> Sequence[float]:
         time.sleep(bench.seconds(SETTLE_SECONDS, 0.5))
         families = [process.family() for process in started]
         pids = [pid for family in families for pid in family]
-        traffic, before, begun = Traffic(lookout.client), _processor(pids), time.monotonic()
+        traffic, before, begun = (
+            Traffic(lookout.client),
+            workers.processor_seconds(pids),
+            time.monotonic(),
+        )
         time.sleep(bench.seconds(8.0, 2.2))
         elapsed = time.monotonic() - begun
-        sent, used = traffic.reads(), _processor(pids) - before
+        sent, used = traffic.reads(), workers.processor_seconds(pids) - before
     largest = max(
         size
         for process, family in zip(started, families, strict=True)
@@ -58,11 +59,3 @@ def _idle(bench: Bench, supervisors: int, children: int) -> Sequence[float]:
         if pid != process.popen.pid
     )
     return sent / elapsed / count, 100 * used / elapsed / count, largest / MEGABYTE
-
-
-def _processor(pids: Iterable[int]) -> float:
-    """Return the seconds of processor time that these have used; NaN where nobody tells."""
-    if sys.platform != "linux":
-        return math.nan
-    threads = [one for pid in pids for one in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    return sum(int(one.read_text().split()[0]) for one in threads) / 1e9

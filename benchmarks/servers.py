@@ -58,6 +58,12 @@ def used_memory(client: Any) -> int:
     return int(client.info("memory")["used_memory"])
 
 
+def processor_seconds(client: Any) -> float:
+    """Return the processor time that the server has used."""
+    used = client.info("cpu")
+    return float(used["used_cpu_user"] + used["used_cpu_sys"])
+
+
 def remove(url: str, prefix: str) -> None:
     """Delete every key that begins so; other keys of the server are left alone."""
     with connect(url) as client:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.peers import environments
@@ -88,19 +87,22 @@ def produce(
     """Run a producer to its end; return what it measured."""
     path = environments.program(peer.project)
     words = [str(path), "-m", "benchmarks.peers.producer", action, json.dumps(order)]
-    try:
-        done = subprocess.run(
-            words,
-            env=environments.environment(peer.project, {**place.variables(), **variables}),
-            cwd=Path(tempfile.gettempdir()),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PRODUCER_SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        msg = f"the producer was not done after {PRODUCER_SECONDS:.0f} s"
-        raise FailedError(msg) from error
+    env = environments.environment(peer.project, {**place.variables(), **variables})
+    # An empty folder: Python looks for modules where it is started, before its own.
+    with tempfile.TemporaryDirectory(prefix="tqp-") as folder:
+        try:
+            done = subprocess.run(
+                words,
+                env=env,
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=PRODUCER_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            msg = f"the producer was not done after {PRODUCER_SECONDS:.0f} s"
+            raise FailedError(msg) from error
     if done.returncode:
         msg = f"the producer failed: {environments.last_line(done.stderr)}"
         raise FailedError(msg)
