@@ -154,7 +154,7 @@ SIZES = (
         ],
         backlog.deep,
         backlog.shallow,
-        "1,000 queued; 1.3 x the list + 120",
+        "10,000 queued; 1.3 x the list + 120",
         once=True,
     ),
     Case(

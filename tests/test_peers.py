@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from benchmarks import servers
 from benchmarks.peers import __main__ as program
-from benchmarks.peers import environments, plots, processes, report, runner
+from benchmarks.peers import bars, environments, plots, processes, report, runner, workloads
 from benchmarks.peers.catalog import OURS, PEERS, named
 from benchmarks.peers.counters import Server
 from benchmarks.peers.peer import Peer, Place, WrongError
@@ -157,6 +157,49 @@ def test_ratios_come_first_and_are_taken_inside_each_round() -> None:
     assert f"{drain} **0.8 x** (0.8 .. 0.8) blitzq fast | **4 x** (4 .. 4) blitzq |" in ratios
     assert "| W3: round trip, idle worker, p50 | taskq | 2 ms | **0.5 x** (0.5 .. 1.5)" in ratios
     assert "![ratios.svg](ratios.svg)" in text
+
+
+def test_bars_are_judged_by_medians_and_say_how_sure_that_is() -> None:
+    found = {
+        (one.bar.metric, one.bar.ours, one.bar.against): one
+        for one in bars.verdicts(Summary(canned()["measurements"]))
+    }
+    # 4 times the fastest safe one in each round; 0.9 times the fastest, safe or not.
+    assert found["drain", "taskq", "safe"].words == "met"
+    assert found["drain", "taskq", "safe"].against == "the fastest that is safe: blitzq"
+    assert found["drain", "taskq async", "fastest"].words == "missed"
+    assert found["drain", "taskq", "celery"].words == "not measured"
+    bars_met = section(report.markdown(canned()), "What taskq wants to reach")
+    assert "\n1 of 20 bars were met, 16 could not be judged." in bars_met
+    row = "| W2: drain, results kept, one process | taskq | **4** | 4 .. 4 | >= 4 | met |"
+    assert f"{row} the fastest that is safe: blitzq |" in bars_met
+
+
+def test_bars_of_taskq_itself_are_those_of_its_own_rounds() -> None:
+    figures = ((100.0, 130.0, 60.0, 9.0), (200.0, 220.0, 500.0, 7.0), (100.0, 125.0, 105.0, 2.0))
+    measurements = [
+        made("taskq", number, "drain", drain=on, drain_off=off, drain_two=two, drain_two__idle=idle)
+        for number, (on, off, two, idle) in enumerate(figures)
+    ]
+    found = {one.bar.metric: one for one in bars.verdicts(Summary(measurements)) if one.bar.base}
+    assert found["drain_off"].words == "met, not in every round"
+    assert found["drain_off"].against == "its own: W2: drain, results kept, one process"
+    # 0.6, 2.5 and 1.05 times one process, and 7 % idle.
+    assert found["drain_two"].words == "missed, not in every round"
+    measurements[1]["figures"]["drain_two idle"] = 3.0
+    found = {one.bar.metric: one for one in bars.verdicts(Summary(measurements)) if one.bar.base}
+    assert found["drain_two"].words == "met: 3 % idle"
+    assert found["round_trip p99"].words == "not measured"
+
+
+def test_bars_are_about_figures_and_rows_that_there_are() -> None:
+    metrics = {metric.id: metric for metric in METRICS}
+    for bar in bars.BARS:
+        assert named(bar.ours).project == OURS
+        assert metrics[bar.metric].workload not in named(bar.ours).omits
+        assert not bar.base or bar.base in metrics
+        assert (bar.against == "own") == bool(bar.base)
+        assert (bar.least is None) != (bar.most is None)
 
 
 def test_where_a_peer_is_ahead_the_report_says_so() -> None:
@@ -343,6 +386,24 @@ def test_taskq_is_measured_as_its_peers_are(server: Server) -> None:
     assert 0 < drained["evalsha"] < 2
     assert drained["reads"] > 0
     server.clear()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_producer_starts_where_nothing_can_be_mistaken_for_a_module(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    place = Place("taskq", server.url)
+    assert processes.produce(named("taskq"), place, "enqueue", SECRET, n=3)["rate"] > 0
+    server.clear()
+
+
+def test_many_are_gathered_by_whoever_can_do_that_in_time() -> None:
+    bench = Bench(None, 1.0, 1.0, {})  # type: ignore[arg-type]
+    for rate, n in ((300.0, 300), (3000.0, 3000), (4000.0, 50_000), (90_000.0, 50_000)):
+        bench.learn(Fake(), "together", rate)
+        assert workloads.many(bench, Fake()) == n
 
 
 @pytest.mark.usefixtures("here")

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.peers import bars
 from benchmarks.peers.catalog import OURS, PEERS, named
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.summary import IDLE, METRICS, Comparison, Metric, Ratio, Summary, figure
@@ -24,8 +25,9 @@ METHOD = """\
   start of the worker is left out; so is what follows the last task: its acknowledgement.
 - W3 and W4 verify every result. "No results" is each queue's own way to store none.
 - How many tasks are measured follows from the round before, so that fast and slow rows take
-  about as long. W5 and W6 have fixed numbers. W3 is 1,000 round trips, fewer where they are slow:
-  then its p99 is about the slowest.
+  about as long. W5 and W6 have fixed numbers, and so has W4, 50,000, in rows that gather those in
+  about ten seconds. W3 is 1,000 round trips, fewer where they are slow: then its p99 is about the
+  slowest.
 - Commands are counted by the server, those inside scripts too. "Reads" is how often the server
   read from a connection: about the round trips.
 - "Safe" says whether a task whose worker process is killed while it runs is run again by itself, in
@@ -42,6 +44,8 @@ def markdown(data: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
         _opening(data),
         "## How many times as fast as its peers taskq was",
         _ratios(comparisons),
+        "## What taskq wants to reach",
+        _bars(summary),
         "## Where a peer is ahead",
         _ahead(comparisons),
         *(f"![{name}]({name})" for name in plots),
@@ -99,6 +103,30 @@ def _against(ratio: Ratio | None, *, name: bool = True) -> str:
     if len(ratio.rounds) > 1:
         text += f" ({figure(min(ratio.rounds))} .. {figure(max(ratio.rounds))})"
     return f"{text} {ratio.rival}" if name else text
+
+
+def _bars(summary: Summary) -> str:
+    found = bars.verdicts(summary)
+    rows = [
+        (
+            one.title,
+            one.bar.ours,
+            f"**{figure(statistics.median(one.rounds))}**" if one.rounds else "",
+            f"{figure(min(one.rounds))} .. {figure(max(one.rounds))}" if one.rounds else "",
+            one.bar.wanted,
+            one.words,
+            one.against,
+        )
+        for one in found
+    ]
+    met = sum(one.words.startswith("met") for one in found)
+    unknown = sum(one.words == "not measured" for one in found)
+    note = (
+        f"{met} of {len(found)} bars were met, {unknown} could not be judged. A bar is met by the "
+        "median of the rounds; of a ratio, above 1 taskq is better."
+    )
+    heads = ("workload", "row", "median", "rounds", "wanted", "", "held against")
+    return f"{note}\n\n{_table(heads, rows)}"
 
 
 def _ahead(comparisons: Iterable[Comparison]) -> str:

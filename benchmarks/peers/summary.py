@@ -101,16 +101,19 @@ class Summary:
             having, key=lambda peer: self.median(metric, peer.name), reverse=metric.higher
         )
 
+    def rounds(self, metric: str, peer: str) -> Mapping[int, float]:
+        """Return a figure by round."""
+        return self._rounds.get((metric, peer), {})
+
     def values(self, metric: Metric, peer: str) -> list[float]:
-        return list(self._rounds.get((metric.id, peer), {}).values())
+        return list(self.rounds(metric.id, peer).values())
 
     def median(self, metric: Metric, peer: str) -> float:
         return statistics.median(self.values(metric, peer))
 
     def ratio(self, metric: Metric, ours: str, rival: str) -> Ratio | None:
         """Compare inside each round: the machine's drift from round to round drops out."""
-        mine = self._rounds.get((metric.id, ours), {})
-        theirs = self._rounds.get((metric.id, rival), {})
+        mine, theirs = self.rounds(metric.id, ours), self.rounds(metric.id, rival)
         found = [
             mine[number] / theirs[number] if metric.higher else theirs[number] / mine[number]
             for number in mine

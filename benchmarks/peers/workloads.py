@@ -20,6 +20,8 @@ STALL_SECONDS = 10.0
 POLL_SECONDS = 0.01
 SETTLE_SECONDS = 0.2
 MOST = 200_000
+# As many are gathered by whoever can do that in about so many seconds.
+TOGETHER, TOGETHER_SECONDS = 50_000, 13.0
 
 
 @dataclasses.dataclass
@@ -109,10 +111,17 @@ def round_trip(bench: Bench, peer: Peer) -> Measured:
 
 def together(bench: Bench, peer: Peer) -> Measured:
     """W4: one program calls as it can best, and gathers all results, while a worker runs."""
-    n = bench.count(peer, "together", peer.pace / 2)
+    n = many(bench, peer)
     rate = _beside_worker(bench, peer, "together", n=n, mode="best")["rate"]
     bench.learn(peer, "together", rate)
     return Measured({"together": rate})
+
+
+def many(bench: Bench, peer: Peer) -> int:
+    """Return how many this peer is to gather: all of them, where that does not take long."""
+    n = bench.count(peer, "together", peer.pace / 2)
+    quick = n * TOGETHER_SECONDS >= TOGETHER * bench.seconds * bench.scale
+    return bench.fixed(TOGETHER) if quick else n
 
 
 def sleeps(bench: Bench, peer: Peer) -> Measured:
