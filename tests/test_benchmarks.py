@@ -48,14 +48,13 @@ def bench(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     app.close()
 
 
-def every_case() -> Iterator[Any]:
-    for case in CASES:
-        # All others start workers.
-        marks = () if case in ENQUEUEING else pytest.mark.slow
-        yield pytest.param(case, id=case.lines[0].name, marks=marks)
+def parameter(case: Case) -> Any:
+    # All but these start workers.
+    marks = () if case in ENQUEUEING else pytest.mark.slow
+    return pytest.param(case, id=case.lines[0].name, marks=marks)
 
 
-@pytest.mark.parametrize("case", every_case())
+@pytest.mark.parametrize("case", [parameter(case) for case in CASES])
 def test_every_case_runs_and_agrees_on_what_was_done(bench: Bench, case: Case) -> None:
     rows = report.rows_of(case)
     for ours in (True, False):

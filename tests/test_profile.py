@@ -79,6 +79,7 @@ def test_what_lua_takes_is_what_its_commands_do_not() -> None:
     assert spent.inside == {"set": 5}
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_page_that_adds_up(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
