@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import servers, workers
 from benchmarks.case import Bench
-from benchmarks.lookout import Lookout, check, looking
+from benchmarks.lookout import check, looking
 from benchmarks.peers.probe import Reader
+from benchmarks.processors import Left
 from benchmarks.prototype import Producer
 from benchmarks.tasks import add, add_async, add_only, app, noted
 from benchmarks.workers import Failed
@@ -105,20 +105,12 @@ def _by_processes(bench: Bench, count: int) -> tuple[float, float]:
         workers.taskq_worker(8, count, probe.variables()) as process,
     ):
         workers.wait_for(lambda: probe.count() == n or probe.at_work() == count, process)
-        pids, used, begun = list(process.family()), 0.0, time.perf_counter()
-        used -= _used(lookout, pids)
+        left = Left(process.family(), lambda: servers.processor_seconds(lookout.client))
         workers.wait_for(lambda: probe.count() == n, process)
-        used += _used(lookout, pids)
-        whole = (time.perf_counter() - begun) * (os.cpu_count() or 1)
+        percent = left.percent()
         workers.wait_until_empty(lookout.left, process)
         lookout.check(results)
-        return probe.rate(count), 100 * (1 - used / whole)
-
-
-def _used(lookout: Lookout, pids: Iterable[int]) -> float:
-    """Return the processor time of the workers, the server and this program, so far."""
-    server = servers.processor_seconds(lookout.client)
-    return workers.processor_seconds(pids) + server + time.process_time()
+        return probe.rate(count), percent
 
 
 def together(bench: Bench) -> Sequence[float]:

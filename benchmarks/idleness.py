@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from benchmarks import workers
+from benchmarks import processors, workers
 from benchmarks.case import Bench
 from benchmarks.lookout import Traffic, looking
 from benchmarks.tasks import add
@@ -46,12 +46,12 @@ def _idle(bench: Bench, supervisors: int, children: int) -> Sequence[float]:
         pids = [pid for family in families for pid in family]
         traffic, before, begun = (
             Traffic(lookout.client),
-            workers.processor_seconds(pids),
+            processors.seconds(pids),
             time.monotonic(),
         )
         time.sleep(bench.seconds(8.0, 2.2))
         elapsed = time.monotonic() - begun
-        sent, used = traffic.reads(), workers.processor_seconds(pids) - before
+        sent, used = traffic.reads(), processors.seconds(pids) - before
     largest = max(
         size
         for process, family in zip(started, families, strict=True)

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+from benchmarks import processors
 from benchmarks.tasks import add
 
 ROOT = Path(__file__).parent.parent
@@ -42,14 +43,7 @@ class Process:
 
     def family(self) -> dict[int, int]:
         """Return the resident bytes of the process and of each below it, by pid."""
-        words = ["ps", "-A", "-o", "pid=,ppid=,rss="]
-        text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        rows = [tuple(map(int, line.split())) for line in text.splitlines()]
-        family, size = {self.popen.pid}, -1
-        while len(family) != size:
-            size = len(family)
-            family |= {pid for pid, parent, _ in rows if parent in family}
-        return {pid: 1024 * rss for pid, _, rss in rows if pid in family}
+        return processors.family(self.popen.pid)
 
 
 @contextlib.contextmanager
@@ -99,14 +93,6 @@ def _stop(popen: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         popen.kill()
         popen.wait()
-
-
-def processor_seconds(pids: Iterable[int]) -> float:
-    """Return the processor time that these processes have used; NaN where nobody tells."""
-    if sys.platform != "linux":
-        return math.nan
-    threads = [one for pid in pids for one in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    return sum(int(one.read_text().split()[0]) for one in threads) / 1e9
 
 
 def rate_of_drain(left: Callable[[], int], total: int, process: Process) -> float:

@@ -17,14 +17,16 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import prototype, report, servers
+from benchmarks import processors, prototype, report, servers
 from benchmarks.__main__ import measure
 from benchmarks.case import Bar, Bench, Case, Line
 from benchmarks.cases import CASES, ENQUEUEING
 from benchmarks.lookout import Traffic
+from benchmarks.processors import Left
 from benchmarks.prototype import Place, Producer, Tampered, Wire, Worker
 from benchmarks.report import Row
 from benchmarks.tasks import app
+from tests.eventually import until
 
 ROOT = Path(__file__).parent.parent
 
@@ -164,6 +166,27 @@ def test_what_could_not_be_measured_is_not_met() -> None:
     assert report.verdicts([row]) == {"drain": "not measured"}
     assert report.tally([row]) == "0 of 1 bars met, 1 not measured"
     assert "? tasks/s" in text_of([row])
+
+
+def test_a_process_is_counted_with_those_below_it() -> None:
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as parent:
+        until(lambda: len(processors.family(parent.pid)) == 2)
+        sizes = processors.family(parent.pid)
+        assert all(size > 1_000_000 for size in sizes.values())
+        if sys.platform == "linux":
+            assert 0 < processors.seconds(sizes) < 60
+        assert parent.stdin
+        parent.stdin.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there is it known what threads used")
+def test_what_is_left_of_the_processors_is_what_the_run_did_not_use() -> None:
+    used = iter((1.0, 1.0, 1e6))
+    left = Left([], lambda: next(used))
+    assert left.percent() > -100
+    assert left.percent() < 0
+    assert math.isnan(Left([], lambda: math.nan).percent())
 
 
 def test_what_is_counted_is_what_clients_send(redis_url: str) -> None:

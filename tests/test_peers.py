@@ -178,17 +178,17 @@ def test_bars_are_judged_by_medians_and_say_how_sure_that_is() -> None:
 def test_bars_of_taskq_itself_are_those_of_its_own_rounds() -> None:
     figures = ((100.0, 130.0, 60.0, 9.0), (200.0, 220.0, 500.0, 7.0), (100.0, 125.0, 105.0, 2.0))
     measurements = [
-        made("taskq", number, "drain", drain=on, drain_off=off, drain_two=two, drain_two__idle=idle)
-        for number, (on, off, two, idle) in enumerate(figures)
+        made("taskq", number, "drain", drain=on, drain_off=off, drain_two=two, drain_two__left=left)
+        for number, (on, off, two, left) in enumerate(figures)
     ]
     found = {one.bar.metric: one for one in bars.verdicts(Summary(measurements)) if one.bar.base}
     assert found["drain_off"].words == "met, not in every round"
     assert found["drain_off"].against == "its own: W2: drain, results kept, one process"
-    # 0.6, 2.5 and 1.05 times one process, and 7 % idle.
+    # 0.6, 2.5 and 1.05 times one process, and 7 % left.
     assert found["drain_two"].words == "missed, not in every round"
-    measurements[1]["figures"]["drain_two idle"] = 3.0
+    measurements[1]["figures"]["drain_two left"] = 3.0
     found = {one.bar.metric: one for one in bars.verdicts(Summary(measurements)) if one.bar.base}
-    assert found["drain_two"].words == "met: 3 % idle"
+    assert found["drain_two"].words == "met: 3 % left"
     assert found["round_trip p99"].words == "not measured"
 
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
-from benchmarks.peers.summary import IDLE, METRICS, Comparison, Metric, Summary, figure
+from benchmarks.peers.summary import LEFT, METRICS, Comparison, Metric, Summary, figure
 
 RIVALS = {
     "fastest": "the fastest peer",
@@ -30,14 +30,14 @@ class Bar:
     most: float | None = None
     # Another figure of the same row, by which this one is divided: `own`.
     base: str = ""
-    # Where the processors had no more than this to give, in percent, the bar does not count.
-    unless_idle: float | None = None
+    # Where no more than this was left of the processors, in percent, the bar does not count.
+    unless_left: float | None = None
 
     @property
     def wanted(self) -> str:
         word, limit = (">=", self.least) if self.most is None else ("<=", self.most)
         or_full = (
-            "" if self.unless_idle is None else f", or processors idle < {self.unless_idle:g} %"
+            "" if self.unless_left is None else f", or processors left < {self.unless_left:g} %"
         )
         return f"{word} {limit:g}{or_full}"
 
@@ -59,7 +59,7 @@ BARS = (
     Bar("drain", "taskq async", "fastest", least=5),
     Bar("drain_off", "taskq", "own", least=1.2, base="drain"),
     Bar("drain_two", "taskq", "fastest", least=2),
-    Bar("drain_two", "taskq", "own", least=1.3, base="drain", unless_idle=5),
+    Bar("drain_two", "taskq", "own", least=1.3, base="drain", unless_left=5),
     Bar("round_trip p50", "taskq", "fastest", least=2),
     Bar("round_trip p50", "taskq async", "fastest", least=2),
     Bar("round_trip p99", "taskq", "own", most=5, base="round_trip p50"),
@@ -78,8 +78,8 @@ class Verdict:
     bar: Bar
     rounds: Sequence[float] = ()
     rival: str = ""
-    # The median idle share of the processors, where the bar asks for it.
-    idle: float | None = None
+    # The median of what was left of the processors, where the bar asks for it.
+    left: float | None = None
 
     @property
     def title(self) -> str:
@@ -90,9 +90,9 @@ class Verdict:
         """Return 'met', 'missed' or 'not measured', and how sure that is."""
         if not self.rounds:
             return "not measured"
-        limit = self.bar.unless_idle
-        if limit is not None and self.idle is not None and self.idle < limit:
-            return f"met: {figure(self.idle)} % idle"
+        limit = self.bar.unless_left
+        if limit is not None and self.left is not None and self.left < limit:
+            return f"met: {figure(self.left)} % left"
         reached = self.bar.reached(statistics.median(self.rounds))
         sure = all(self.bar.reached(one) == reached for one in self.rounds)
         return ("met" if reached else "missed") + ("" if sure else ", not in every round")
@@ -119,8 +119,8 @@ def _verdict(summary: Summary, comparison: Comparison | None, bar: Bar) -> Verdi
         rounds = summary.rounds(bar.metric, bar.ours)
         base = summary.rounds(bar.base, bar.ours) if bar.base else dict.fromkeys(rounds, 1.0)
         found = [value / base[number] for number, value in rounds.items() if number in base]
-        idle = list(summary.rounds(IDLE.id, bar.ours).values())
-        return Verdict(bar, found, idle=statistics.median(idle) if idle else None)
+        left = list(summary.rounds(LEFT.id, bar.ours).values())
+        return Verdict(bar, found, left=statistics.median(left) if left else None)
     ratio = {
         "fastest": comparison.fastest,
         "safe": comparison.fastest_safe,

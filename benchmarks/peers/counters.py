@@ -1,10 +1,8 @@
-"""What the server has counted: commands, reads; and the processors' idle time."""
+"""What the server has counted: commands, reads, its own time."""
 
 from __future__ import annotations
 
-import re
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks import servers
@@ -22,7 +20,6 @@ APART = {
     "script",
     "select",
 }
-STAT = Path("/proc/stat")
 GONE_SECONDS = 10.0
 POLL_SECONDS = 0.01
 
@@ -63,27 +60,9 @@ class Server:
         """Return how often the server read from a client, for one task: about its round trips."""
         return round(self._client.info("stats").get("total_reads_processed", 0) / tasks, 3)
 
+    def processor_seconds(self) -> float:
+        """Return the processors' time that the server has used."""
+        return servers.processor_seconds(self._client)
+
     def close(self) -> None:
         self._client.close()
-
-
-class Idleness:
-    """The share of the processors' time that nobody used, since it was made; Linux only."""
-
-    def __init__(self) -> None:
-        self._before = _ticks()
-
-    def percent(self) -> float | None:
-        """Return it, or None where it cannot be known."""
-        now = _ticks()
-        if self._before is None or now is None or now[1] == self._before[1]:
-            return None
-        return 100 * (now[0] - self._before[0]) / (now[1] - self._before[1])
-
-
-def _ticks() -> tuple[int, int] | None:
-    """Return idle ticks and all ticks."""
-    if not STAT.exists():
-        return None
-    ticks = [int(one) for one in re.findall(r"\d+", STAT.read_text().splitlines()[0])][:8]
-    return ticks[3] + ticks[4], sum(ticks)

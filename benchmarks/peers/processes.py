@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from benchmarks import processors
 from benchmarks.peers import environments
 from benchmarks.peers.peer import Peer, Place
 
@@ -28,6 +29,10 @@ class Workers:
     def __init__(self, started: list[subprocess.Popen[bytes]], log: IO[bytes]) -> None:
         self._started = started
         self._log = log
+
+    def pids(self) -> list[int]:
+        """Return those of the processes, and of all below them."""
+        return [pid for one in self._started for pid in processors.family(one.pid)]
 
     def check(self) -> None:
         """Raise, with the last that was said, if one ended."""

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.peers import bars
 from benchmarks.peers.catalog import OURS, PEERS, named
 from benchmarks.peers.peer import Peer
-from benchmarks.peers.summary import IDLE, METRICS, Comparison, Metric, Ratio, Summary, figure
+from benchmarks.peers.summary import LEFT, METRICS, Comparison, Metric, Ratio, Summary, figure
 from benchmarks.peers.workloads import WORKLOADS
 
 COUNTED = ("enqueue", "drain", "drain, no results")
@@ -30,6 +30,8 @@ METHOD = """\
   slowest.
 - Commands are counted by the server, those inside scripts too. "Reads" is how often the server
   read from a connection: about the round trips.
+- "Processors left" is what the workers, the server and the harness did not use of all processors,
+  from the first task to the last; Linux only. Where nothing is left, nothing can be gained.
 - "Safe" says whether a task whose worker process is killed while it runs is run again by itself, in
   the configuration that was measured. It was read in sources and guides, not measured here.
 - The settings are the best we know by the guides. A row that is tuned better may be faster."""
@@ -198,7 +200,7 @@ def _metric(summary: Summary, metric: Metric) -> list[str]:
     peers = summary.peers(metric)
     if not peers:
         return []
-    idle = any(summary.values(IDLE, peer.name) for peer in peers) and metric.id == IDLE.workload
+    told = any(summary.values(LEFT, peer.name) for peer in peers) and metric.id == LEFT.workload
     heads = ["row", "tasks", "safe", metric.unit, "lowest .. highest", "taskq is", "rounds"]
     rows = []
     for peer in peers:
@@ -212,11 +214,11 @@ def _metric(summary: Summary, metric: Metric) -> list[str]:
             _beside(summary, metric, peer),
             str(len(values)),
         ]
-        if idle:
-            unused = summary.values(IDLE, peer.name)
+        if told:
+            unused = summary.values(LEFT, peer.name)
             row.append(f"{figure(statistics.median(unused))} %" if unused else "")
         rows.append(row)
-    return [f"### {metric.title}", _table([*heads, IDLE.title] if idle else heads, rows)]
+    return [f"### {metric.title}", _table([*heads, LEFT.title] if told else heads, rows)]
 
 
 def _beside(summary: Summary, metric: Metric, peer: Peer) -> str:

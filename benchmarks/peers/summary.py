@@ -40,7 +40,7 @@ METRICS = (
     Metric("sleeps", "W5: sleeps of 50 ms, 100 slots", "x ideal", higher=False),
     Metric("cpu", "W6: 5 ms of CPU, two processes", "% of ideal"),
 )
-IDLE = Metric("drain_two idle", "processors idle", "%")
+LEFT = Metric("drain_two left", "processors left", "%", higher=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.peers import processes, work
-from benchmarks.peers.counters import Idleness, Server
+from benchmarks.peers.counters import Server
 from benchmarks.peers.peer import SLEEPERS, Peer, Place
 from benchmarks.peers.probe import Reader
 from benchmarks.peers.processes import FailedError, Workers
 from benchmarks.peers.producer import AT_ONCE
+from benchmarks.processors import Left
 
 START_SECONDS = 30.0
 STALL_SECONDS = 10.0
@@ -98,8 +99,7 @@ def drain_two(bench: Bench, peer: Peer) -> Measured:
     """W2 on two processes."""
     run = _drain(bench, peer, bench.count(peer, "drain_two", 1.5 * peer.pace), count=2)
     bench.learn(peer, "drain_two", run.rate)
-    idle = {} if run.idle is None else {"drain_two idle": run.idle}
-    return Measured({"drain_two": run.rate, **idle})
+    return Measured({"drain_two": run.rate, "drain_two left": run.left})
 
 
 def round_trip(bench: Bench, peer: Peer) -> Measured:
@@ -160,7 +160,8 @@ class _Run:
 
     rate: float
     elapsed: float
-    idle: float | None
+    # What the run left of the processors, in percent.
+    left: float
     commands: dict[str, float]
 
 
@@ -182,13 +183,13 @@ def _drain(
         variables = {**bench.secrets, **probe.variables()}
         with processes.workers(peer, place, count, task, variables) as started:
             _wait(probe, 1, started)
-            idleness = Idleness()
+            left = Left(started.pids(), bench.server.processor_seconds)
             _wait(probe, n, started)
-            idle = idleness.percent()
+            percent = left.percent()
             # The last acknowledgements belong to the cost.
             time.sleep(SETTLE_SECONDS)
             commands = _cost(bench, n)
-        return _Run(probe.rate(count), probe.elapsed(), idle, commands)
+        return _Run(probe.rate(count), probe.elapsed(), percent, commands)
 
 
 def _wait(probe: Reader, n: int, started: Workers) -> None:
