@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import signal
@@ -49,7 +50,8 @@ def main(
     if listed:
         _list(cases)
         return
-    end = time.monotonic() + (minutes * 60 if not (everything or only) else 1e9)
+    begun = time.monotonic()
+    end = begun + minutes * 60 if not (everything or only) else math.inf
     with contextlib.ExitStack() as stack:
         bench = Bench(
             url or stack.enter_context(servers.own_server()), scale or (0.1 if quick else 1.0)
@@ -62,7 +64,9 @@ def main(
         console.print(_conditions(bench), soft_wrap=True)
         rows = [row for each in run(bench, cases, rounds, end) for row in each]
     console.print(report.table(rows))
-    console.print(report.tally(rows))
+    counts = sorted({len(row.ours) for row in rows})
+    took = f"{(time.monotonic() - begun) / 60:.1f} minutes, {counts[-1]} rounds"
+    console.print(f"{report.tally(rows)}; {took}, of some cases {counts[0]}")
     if bench.scale < 1:
         console.print("a trial: too little was done to judge by it")
     if file:
@@ -90,9 +94,7 @@ def _list(cases: Sequence[Case]) -> None:
             )
 
 
-def run(
-    bench: Bench, cases: Sequence[Case], rounds: int, end: float = float("inf")
-) -> list[list[Row]]:
+def run(bench: Bench, cases: Sequence[Case], rounds: int, end: float = math.inf) -> list[list[Row]]:
     """Let the cases take turns, `rounds` times; who goes first changes each round.
 
     At `end`, of `time.monotonic`, nothing more is begun but in the first round.

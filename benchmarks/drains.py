@@ -16,13 +16,14 @@ from benchmarks.tasks import add, add_async, add_only, app, noted
 from benchmarks.workers import Failed
 from taskq import gather
 
-# A small part of a drain: enough to see that nothing of it is queued twice.
+MESSAGES = 30_000
+# Enough to see that nothing is queued twice.
 NAMED = 500
 
 
 def _drain(bench: Bench, task: Any, threads: int) -> float:
     """Queue everything, then start a worker; every outcome must be there at the end."""
-    results = task.starmap((number, number) for number in range(bench.count(50_000)))
+    results = task.starmap((number, number) for number in range(bench.count(MESSAGES)))
     with looking(bench.url, task) as lookout, workers.taskq_worker(threads) as process:
         rate = workers.rate_of_drain(lookout.left, len(results), process)
         lookout.check(results)
@@ -52,7 +53,7 @@ def bare_eight(bench: Bench) -> Sequence[float]:
 def _bare(bench: Bench, threads: int) -> float:
     place = bench.place
     producer = Producer(place)
-    ids = producer.enqueue(("add", (number, number), {}) for number in range(bench.count(50_000)))
+    ids = producer.enqueue(("add", (number, number), {}) for number in range(bench.count(MESSAGES)))
 
     def left() -> int:
         with client.pipeline() as pipe:
@@ -97,7 +98,7 @@ def one_process(bench: Bench) -> Sequence[float]:
 
 
 def _by_processes(bench: Bench, count: int) -> tuple[float, float]:
-    n = bench.count(40_000) * count
+    n = bench.count(MESSAGES) * count
     results = noted.starmap((number, 1) for number in range(n))
     with (
         Reader(n) as probe,

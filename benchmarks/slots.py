@@ -85,7 +85,7 @@ def mixed(bench: Bench) -> Sequence[float]:
         bound_to = result.wire_id.encode() + record.worker + record.seq
         report = outcome.read_report(record.tail, seal, bound_to)
         # The fence of a claim is Redis's clock at that moment, in microseconds.
-        claimed.append(report.started_ms - record.fence / 1000)
+        claimed.append(report.started_ms - record.fence // 1000)
         called.append(report.started_ms - report.enqueued_ms)
         claims += record.claims
     return percentile(claimed, 99), percentile(called, 99), claims / n
