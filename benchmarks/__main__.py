@@ -22,11 +22,12 @@ from benchmarks.case import Bench, Case
 from benchmarks.cases import CASES
 from benchmarks.report import Row
 from benchmarks.tasks import app
-from benchmarks.workers import Failed
+from benchmarks.workers import ROOT, Failed
 from taskq.model.signing import new_secret
 
 # The table is wide, whatever the output is.
 WIDTH = 160
+PAGE = ROOT / "docs" / "benchmarks" / "bars.md"
 
 console = Console(width=max(WIDTH, Console().width))
 
@@ -40,16 +41,20 @@ console = Console(width=max(WIDTH, Console().width))
 @click.option("--only", default="", metavar="TEXT", help="The cases with this in a name.")
 @click.option("--all", "everything", is_flag=True, help="Also the long ones, without a limit.")
 @click.option("--list", "listed", is_flag=True, help="Name the lines and their bars, and end.")
+@click.option("--write", is_flag=True, help=f"Write {PAGE.relative_to(ROOT)}.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write all rounds.")
 def main(
     url: str | None, scale: float | None, rounds: int, minutes: float, only: str,
-    file: Path | None, *, quick: bool, everything: bool, listed: bool,
+    file: Path | None, *, quick: bool, everything: bool, listed: bool, write: bool,
 ) -> None:  # fmt: skip
     """Measure taskq beside the least that a queue on Redis can do, and against its bars."""
     cases = _chosen(only, everything=everything)
     if listed:
         _list(cases)
         return
+    if write and (only or quick or (scale or 1) < 1):
+        msg = "--write is for a whole run"
+        raise click.UsageError(msg)
     begun = time.monotonic()
     end = begun + minutes * 60 if not (everything or only) else math.inf
     with contextlib.ExitStack() as stack:
@@ -61,17 +66,24 @@ def main(
         os.environ["TASKQ_URL"] = bench.url
         stack.callback(app.close)
         stack.callback(bench.clean)
-        console.print(_conditions(bench), soft_wrap=True)
+        conditions = _conditions(bench)
+        console.print(conditions, soft_wrap=True)
         rows = [row for each in run(bench, cases, rounds, end) for row in each]
-    console.print(report.table(rows))
-    counts = sorted({len(row.ours) for row in rows})
-    took = f"{(time.monotonic() - begun) / 60:.1f} minutes, {counts[-1]} rounds"
-    console.print(f"{report.tally(rows)}; {took}, of some cases {counts[0]}")
-    if bench.scale < 1:
-        console.print("a trial: too little was done to judge by it")
+    summary = _summary(rows, time.monotonic() - begun, bench)
+    console.print(report.table(rows), summary)
+    if write:
+        PAGE.write_text(report.markdown(rows, conditions, summary), encoding="utf-8")
     if file:
         measured = [row.as_dict() for row in rows]
         file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+
+
+def _summary(rows: Sequence[Row], seconds: float, bench: Bench) -> str:
+    counts = sorted({len(row.ours) for row in rows})
+    took = f"{seconds / 60:.1f} minutes, {counts[-1]} rounds"
+    some = f", of some cases {counts[0]}" if counts[0] != counts[-1] else ""
+    trial = "; a trial, too short to judge by" if bench.scale < 1 else ""
+    return f"{report.tally(rows)}; {took}{some}{trial}."
 
 
 def _chosen(only: str, *, everything: bool) -> list[Case]:

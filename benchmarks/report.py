@@ -16,6 +16,10 @@ CAPTION = (
     "round, the range that of the rounds; 'of it': the bar is on the ratio, else on taskq's "
     "figure; 'met, or': another line makes up for it"
 )
+WRITTEN = """\
+Written by `python -m benchmarks --write`, and made anew by running that. What each line is and how
+it was measured stands in [benchmarks](../../benchmarks/README.md)."""
+HEADS = ("", "ratio", "range", "wanted", "", "taskq", "the other", "which is")
 COLOURS = {"met": "green", "missed": "red"}
 
 
@@ -81,12 +85,10 @@ def table(rows: Sequence[Row]) -> Table:
     """Return what people read."""
     told = verdicts(rows)
     shown = Table(caption=CAPTION)
-    shown.add_column("")
-    for heading in ("ratio", "range", "wanted", ""):
+    shown.add_column(HEADS[0])
+    for heading in HEADS[1:-1]:
         shown.add_column(heading, justify="right", no_wrap=bool(heading))
-    for heading in ("taskq", "the other"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    shown.add_column("which is")
+    shown.add_column(HEADS[-1])
     for row in rows:
         verdict = told.get(row.line.name, "")
         shown.add_row(*_cells(row, verdict), style=COLOURS.get(verdict.partition(" ")[0]))
@@ -100,6 +102,21 @@ def _cells(row: Row, verdict: str) -> list[str]:
     bar = str(row.line.bar or "")
     ours, bare = (f"{_median(one)} {unit}" if one else "" for one in (row.ours, row.bare))
     return [row.line.name, ratio, spread, bar, verdict, ours, bare, row.against]
+
+
+def markdown(rows: Sequence[Row], conditions: str, summary: str) -> str:
+    """Return the same as a page."""
+    told = verdicts(rows)
+    cells = [_cells(row, told.get(row.line.name, "")) for row in rows]
+    lines = (HEADS, ["---"] * len(HEADS), *cells)
+    parts = [
+        "# taskq beside a bare prototype, and its bars",
+        WRITTEN,
+        f"{conditions}\n\n{summary}",
+        "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        f"The table shows {CAPTION}.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def tally(rows: Sequence[Row]) -> str:

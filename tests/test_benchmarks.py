@@ -101,6 +101,8 @@ def test_lines_have_names_of_their_own_and_long_cases_are_asked_for() -> None:
     assert "100 idle workers" not in listed
     assert all(name in everything for name in names)
     assert CliRunner().invoke(program.main, ["--only", "no such case"]).exit_code == 2
+    # A trial does not replace the page of a whole run.
+    assert CliRunner().invoke(program.main, ["--write", "--quick"]).exit_code == 2
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -151,6 +153,11 @@ def test_ratios_are_taken_round_by_round_and_judged_by_their_median() -> None:
     text = text_of([row, plain])
     assert all(word in text for word in ("0.10 .. 0.30", "0.20", ">= 0.25 of it", "missed", "12.3"))
     assert report.tally([row, plain]) == "0 of 1 bars met"
+    page = report.markdown([row, plain], "here", "0 of 1")
+    line = (
+        "| drain | 0.20 | 0.10 .. 0.30 | >= 0.25 of it | missed | 30 tasks/s | 100 tasks/s | it |"
+    )
+    assert f"\n{line}\n" in page
 
 
 def test_a_bar_may_be_on_the_figure_itself_and_made_up_for_by_another() -> None:

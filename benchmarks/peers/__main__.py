@@ -16,12 +16,12 @@ from typing import Any
 import click
 
 from benchmarks import servers
-from benchmarks.peers import environments, machine, plots, report, runner
+from benchmarks.peers import bars, environments, machine, plots, report, runner
 from benchmarks.peers.catalog import PEERS
 from benchmarks.peers.counters import Server
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.runner import Measurement, Plan
-from benchmarks.peers.summary import figure
+from benchmarks.peers.summary import Summary, figure
 from benchmarks.peers.workloads import WORKLOADS, Bench
 from taskq.model.signing import new_secret
 
@@ -114,6 +114,8 @@ def write(data: dict[str, Any], folder: Path) -> None:
         say(f"no plots: {why}")
     shown = [name for name in plots.NAMES if (folder / name).exists()]
     (folder / "report.md").write_text(report.markdown(data, shown), encoding="utf-8")
+    for one in bars.verdicts(Summary(data["measurements"])):
+        say(f"{one.words}: {one.title}, {one.bar.ours}, {one.told} (wanted {one.bar.wanted})")
     say(f"the report: {folder / 'report.md'}")
 
 

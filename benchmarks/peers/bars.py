@@ -98,6 +98,14 @@ class Verdict:
         return ("met" if reached else "missed") + ("" if sure else ", not in every round")
 
     @property
+    def told(self) -> str:
+        """Return the median, and to whom it is a ratio."""
+        if not self.rounds:
+            return "?"
+        median = figure(statistics.median(self.rounds))
+        return f"{median} of {self.against}" if self.bar.against else median
+
+    @property
     def against(self) -> str:
         bar = self.bar
         if bar.against == "own":
