@@ -189,9 +189,9 @@ def test_a_process_is_counted_with_those_below_it() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there is it known what threads used")
 def test_what_is_left_of_the_processors_is_what_the_run_did_not_use() -> None:
-    used = iter((1.0, 1.0, 1e6))
+    used = iter((0.0, -1e6, 1e6))
     left = Left([], lambda: next(used))
-    assert left.percent() > -100
+    assert left.percent() > 100
     assert left.percent() < 0
     assert math.isnan(Left([], lambda: math.nan).percent())
 
