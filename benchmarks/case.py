@@ -55,7 +55,7 @@ class Bar:
 
     def __str__(self) -> str:
         word, limit = (">=", self.least) if self.most is None else ("<=", self.most)
-        return f"{word} {limit:g}" + (" of it" if self.of == "ratio" else "")
+        return f"{word} {limit:,g}" + (" of it" if self.of == "ratio" else "")
 
 
 @dataclasses.dataclass(frozen=True)
