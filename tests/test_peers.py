@@ -324,6 +324,27 @@ def test_a_round_is_sized_by_the_one_before() -> None:
     assert bench.count(Fake(), "drain", 100) == 200_000
 
 
+def test_rounds_are_shortened_where_they_would_not_all_fit() -> None:
+    bench = Bench(None, 1.0, 1.0, {})  # type: ignore[arg-type]
+    bench.fit(took=100, allowed=200)
+    assert bench.seconds == 1.0
+    bench.fit(took=100, allowed=80)
+    assert bench.seconds == pytest.approx(0.64)
+    bench.fit(took=100, allowed=1)
+    assert bench.seconds == pytest.approx(0.64 * 0.3)
+
+    told: list[float] = []
+
+    class Fitting(Bench):
+        def fit(self, took: float, allowed: float) -> None:
+            assert took < 60
+            told.append(allowed)
+
+    plan = Plan([Fake()], {"drain": lambda *_: Measured()}, 3, end=time.monotonic() + 600)
+    runner.run(plan, Fitting(None, 1.0, 1.0, {}), lambda _: None)  # type: ignore[arg-type]
+    assert told == pytest.approx([300, 600], abs=30)
+
+
 def test_a_producer_checks_every_result() -> None:
     for mode in ("one", "threads", "bulk"):
         echo = Echo()

@@ -25,9 +25,9 @@ METHOD = """\
   start of the worker is left out; so is what follows the last task: its acknowledgement.
 - W3 and W4 verify every result. "No results" is each queue's own way to store none.
 - How many tasks are measured follows from the round before, so that fast and slow rows take
-  about as long. W5 and W6 have fixed numbers, and so has W4, 50,000, in rows that gather those in
-  about ten seconds. W3 is 1,000 round trips, fewer where they are slow: then its p99 is about the
-  slowest.
+  about as long, and all rounds fit into the time limit. W5 and W6 have fixed numbers, and so has
+  W4, 50,000, in rows that gather those in about ten seconds. W3 is 1,000 round trips, fewer where
+  they are slow: then its p99 is about the slowest.
 - Commands are counted by the server, those inside scripts too. "Reads" is how often the server
   read from a connection: about the round trips.
 - "Processors left" is what the workers, the server and the harness did not use of all processors,

@@ -49,9 +49,15 @@ class Plan:
 def run(plan: Plan, bench: Bench, note: Callable[[Measurement], Any]) -> list[Measurement]:
     """Carry the plan out, and tell each measurement as it ends."""
     done: list[Measurement] = []
+    begun, current = time.monotonic(), 0
     for number, workload, peer in plan.turns():
-        if time.monotonic() > plan.end:
+        now = time.monotonic()
+        if now > plan.end:
             break
+        if number > current:
+            # All rounds are to fit: a third that half of them miss is worth less than a short one.
+            bench.fit(now - begun, (plan.end - now) / (plan.rounds - number))
+            begun, current = now, number
         done.append(_measure(bench, number, peer, workload, plan.workloads[workload]))
         note(done[-1])
     return done

@@ -21,6 +21,7 @@ STALL_SECONDS = 10.0
 POLL_SECONDS = 0.01
 SETTLE_SECONDS = 0.2
 MOST = 200_000
+SHORTEST = 0.3
 # As many are gathered by whoever can do that in about so many seconds.
 TOGETHER, TOGETHER_SECONDS = 50_000, 13.0
 
@@ -52,6 +53,11 @@ class Bench:
     def learn(self, peer: Peer, what: str, rate: float) -> None:
         if math.isfinite(rate):
             self.rates[peer.name, what] = rate
+
+    def fit(self, took: float, allowed: float) -> None:
+        """Let the next round be as long as it may, after one that took so many seconds."""
+        # What starts and ends processes cannot be shortened: the rest, by more.
+        self.seconds *= min(1.0, max(SHORTEST, (allowed / took) ** 2)) if took else 1.0
 
     def fixed(self, full: int) -> int:
         return max(40, round(full * self.scale))
