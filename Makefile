@@ -45,7 +45,7 @@ check: $(VENV)/.dev ## Check format, lint, types and import layers
 	$(BIN)/python -m pyright
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.dev ## Run the benchmarks (ARGS=…)
+bench: $(VENV)/.dev ## Measure taskq against its bars, up to 3 minutes (ARGS=…)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-peers: $(VENV)/.dev ## Measure taskq beside its peers, up to 30 minutes (ARGS=…)
