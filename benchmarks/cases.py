@@ -200,6 +200,7 @@ DELAYED = (
             Line("due at once, p99 beyond a drain", "ms", Bar(most=50, of="value")),
         ],
         delayed.due_at_once,
+        once=True,
     ),
     Case(
         [
@@ -207,6 +208,7 @@ DELAYED = (
             Line("due alone, p99", "ms", Bar(most=10, of="value")),
         ],
         delayed.due_alone,
+        once=True,
     ),
     Case(
         [
