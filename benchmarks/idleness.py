@@ -14,6 +14,8 @@ from benchmarks.tasks import add
 MEGABYTE = 1_000_000
 # Until the last of what a start entails is over.
 SETTLE_SECONDS = 3.0
+# Until ten more processes are there, all starting at once.
+START_SECONDS = 30.0
 # Renewals are told apart by leases so long that there are none meanwhile.
 LONG_LEASE = {"TASKQ_LEASE": "3600"}
 
@@ -40,7 +42,8 @@ def _idle(bench: Bench, supervisors: int, children: int) -> Sequence[float]:
             stack.enter_context(workers.taskq_worker(8, children, LONG_LEASE))
             for _ in range(supervisors)
         ]
-        workers.wait_for(lambda: len(lookout.members()) == count, started[0])
+        here = START_SECONDS * (1 + count / 10)
+        workers.wait_for(lambda: len(lookout.members()) == count, started[0], here)
         time.sleep(bench.seconds(SETTLE_SECONDS, 0.5))
         families = [process.family() for process in started]
         pids = [pid for family in families for pid in family]

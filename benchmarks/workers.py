@@ -116,13 +116,13 @@ def warm(process: Process) -> None:
         wait_for(result.ready, process)
 
 
-def wait_for(done: Callable[[], bool], process: Process) -> None:
+def wait_for(done: Callable[[], bool], process: Process, seconds: float = STALL_SECONDS) -> None:
     """Wait for something that the worker does."""
-    deadline = time.monotonic() + STALL_SECONDS
+    deadline = time.monotonic() + seconds
     while not done():
         process.check()
         if time.monotonic() > deadline:
-            msg = f"what was waited for did not come in {STALL_SECONDS:.0f} s"
+            msg = f"what was waited for did not come in {seconds:.0f} s"
             raise Failed(msg)
         time.sleep(POLL_SECONDS)
 
