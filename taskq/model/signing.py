@@ -1,7 +1,7 @@
 """Message authentication: a keyring whose first key signs and all of whose keys verify.
 
 The tag is keyed BLAKE2b, or HMAC-SHA256 for more than 16 KiB, where the processor's own
-SHA instructions win. Each tag is bound to a domain (message, result or control), an
+SHA instructions win. Each tag is bound to a domain (message, result, control or schedule), an
 app and a queue, so that no signed bytes mean anything in another place.
 
 Sources: BLAKE2 `person` parameter, RFC 7693 section 2.5 and the BLAKE2X notes; HMAC,
@@ -36,6 +36,7 @@ class Domain(StrEnum):
     MESSAGE = "taskq-message"
     RESULT = "taskq-result"
     CONTROL = "taskq-control"
+    SCHEDULE = "taskq-schedule"
 
 
 class UnknownKey(Exception):
