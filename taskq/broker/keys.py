@@ -28,6 +28,11 @@ of a cluster. The scripts get the base as KEYS[1] and append the names below.
 | `dead` | zset | id of a dead letter → when its message ended | `dead_letter_age` |
 | `dead:m` | hash | id → lane, terminal record and message | the same |
 | `done:<id>` | channel | the outcome, or its state letter where it is large | |
+| `schedules` | hash | name of a schedule → its signed definition | until removed |
+| `fires` | hash | name of a schedule → its next tick, and what it fired | the same |
+| `ticks` | zset | name of a schedule that goes on → when its next tick is fired | the same |
+| `declared` | zset | name of a schedule in code → until when a worker vouches for it | the same |
+| `agenda` | channel | the name of a schedule that was made or changed | |
 """
 
 from __future__ import annotations
@@ -72,6 +77,11 @@ def running(base: str, worker: str) -> str:
 def done(app: str, queue: str, id: str) -> str:
     """Return the channel on which a message's outcome is published."""
     return f"{base(app, queue)}done:{id}"
+
+
+def agenda(app: str, queue: str) -> str:
+    """Return the channel on which changes of a queue's schedules are told."""
+    return f"{base(app, queue)}agenda"
 
 
 def bell(app: str, queue: str, digest: str, kind: str) -> str:

@@ -16,24 +16,33 @@ _SCRIPTS = {
     "producer": (
         "cancel",
         "enqueue",
-        "schedule",
-        "reschedule",
         "expire",
         "forget",
         "look",
+        "plan",
+        "plans",
+        "reschedule",
+        "resume",
+        "schedule",
         "survey",
+        "suspend",
+        "trigger",
+        "unplan",
     ),
     "worker": (
+        "agenda",
         "disobey",
+        "distrust",
         "enrol",
         "exchange",
+        "fire",
         "orders",
         "reclaim",
         "release",
         "renew",
         "wake",
     ),
-    "watcher": ("look", "survey"),
+    "watcher": ("look", "plans", "survey"),
 }
 _PLAIN = {
     "producer": ("GET", "MGET", "SUBSCRIBE", "UNSUBSCRIBE"),
@@ -44,9 +53,9 @@ _PLAIN = {
     "admin": ("ACL|WHOAMI", "CONFIG|GET", "DISCARD", "MULTI", "PING"),
 }
 ROLES = {
-    "producer": "enqueues and waits for outcomes",
+    "producer": "enqueues, waits for outcomes, makes schedules",
     "worker": "runs tasks, which may enqueue and wait as well",
-    "watcher": "reads: `taskq status`",
+    "watcher": "reads: `taskq status`, `taskq schedule list`",
     "admin": "all verbs of the command line",
 }
 # Everybody: a script by its SHA or, after SCRIPT FLUSH, by its text; the database of the URL.

@@ -20,6 +20,8 @@ _LIBRARY_ORDER = (
     "cancels",
     "lanes",
     "scheduled",
+    "recall",
+    "schedules",
     "dead",
     "running",
 )

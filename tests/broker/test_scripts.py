@@ -7,10 +7,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
-from taskq.broker import commands, queries, scripts
+from taskq.broker import commands, queries, scripts, timetable
 from taskq.broker.commands import Blame, Command, Finish, Order, Room
+from taskq.broker.timetable import Entry, Firing, Progress
 from tests.broker.drivers import Driver
 from tests.broker.queues import ADD, CRAWL, LEASE_MS, MAIL, TICK_MS, Queue, order
 
@@ -86,6 +88,34 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
             ),
         ],
         "release": [commands.release(base, worker.id, [field.encode()] * 2)],
+    } | schedule_samples(queue)
+
+
+def schedule_samples(queue: Queue) -> dict[str, list[Command[Any]]]:
+    """Return calls of the scripts that keep schedules."""
+    base = queue.base
+    progress = Progress(b"0" * 16, 1000, 0, 0, timetable.NO_ID, 0, 0, 0)
+    firing = Firing("a", b"", 2000, 2000, [])
+    messages = [(1000, queue.message()), (2000, queue.message())]
+    return {
+        "plan": [
+            timetable.plan(base, "s", b"definition", (1000, 1000), revision=b"", declared=0),
+            timetable.plan(base, "t", b"definition", (0, 0), revision=b"1", declared=60_000),
+        ],
+        "plans": [timetable.plans(base), timetable.plans(base, names=["s", "t"])],
+        "agenda": [
+            timetable.agenda(base, declared=0),
+            timetable.agenda(base, declared=60_000, skipped=["x", "y"], names=["s", "z"]),
+        ],
+        "fire": [
+            timetable.fire(base, "s", progress, firing),
+            timetable.fire(base, "s", progress, msgspec.structs.replace(firing, messages=messages)),
+        ],
+        "trigger": [timetable.trigger(base, "s", b"0" * 16, queue.message())],
+        "suspend": [timetable.suspend(base, "s", "a note")],
+        "resume": [timetable.resume(base, "s", b"0" * 16, (1000, 1000))],
+        "distrust": [timetable.distrust(base, [Entry("s", b"definition", None)] * 2)],
+        "unplan": [timetable.unplan(base, "s"), timetable.unplan(base, "t", b"definition")],
     }
 
 

@@ -3,6 +3,10 @@
 -- the worker: no script can tell whether it is good. Needs core and records.
 local PROVEN = 26
 
+local function is_order(order)
+  return string.find(order, '^[t-]') and #order >= PROVEN
+end
+
 -- The order for this claim, if there is one.
 local function order_for(worker, field)
   local order = call('HGET', base .. 'cancels:' .. worker, sub(field, 1, 32))
