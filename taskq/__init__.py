@@ -7,6 +7,7 @@ from taskq.client.app import TaskQ
 from taskq.client.dead import DeadLetter
 from taskq.client.gather import agather, as_completed, gather
 from taskq.client.result import Result
+from taskq.client.schedules import Schedule
 from taskq.client.signature import Signature
 from taskq.client.snapshot import Snapshot
 from taskq.client.task import Task
@@ -32,6 +33,7 @@ from taskq.errors import (
     ResultTampered,
     ResultTimeout,
     Retry,
+    ScheduleError,
     SerializationError,
     SoftTimeLimitExceeded,
     TaskQError,
@@ -69,6 +71,8 @@ __all__ = [
     "ResultTimeout",
     "Retry",
     "RetryPolicy",
+    "Schedule",
+    "ScheduleError",
     "SerializationError",
     "Signature",
     "Snapshot",

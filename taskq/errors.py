@@ -12,6 +12,7 @@ TaskQError
 │   │   └── EnqueueUncertain            the message may or may not have been accepted
 │   └── BrokerFull                      Redis is at `maxmemory`; nothing was enqueued
 ├── DeadLetterError                     no such dead letter, or one that cannot be sent again
+├── ScheduleError                       no such schedule, or one that cannot be changed so
 ├── ResultTimeout (TimeoutError)        the wait ended, the message goes on
 ├── SoftTimeLimitExceeded               raised in a task whose `timeout` or `deadline` has passed
 └── ResultError                         a message ended in another way than by its task
@@ -109,6 +110,10 @@ class BrokerFull(BrokerError):
 
 class DeadLetterError(TaskQError):
     """There is no such dead letter, or it cannot be sent again; the text says which."""
+
+
+class ScheduleError(TaskQError):
+    """There is no such schedule, or it cannot be changed so; the text says which."""
 
 
 class ResultTimeout(TaskQError, TimeoutError):

@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
+from taskq.worker.declaring import Declared
 from taskq.worker.engine import Engine, Plan
 from taskq.worker.maintenance import Maintenance
+from taskq.worker.timekeeper import Timekeeper
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
@@ -42,11 +44,21 @@ def running_worker(
             members=lambda: engine.exchange.members().items(),
             orders=lambda _member, _orders: engine.hear(),
         )
+        timekeeper = Timekeeper(
+            app.name,
+            app.access.endpoint,
+            plan.queues,
+            keyring=app.access.keyring,
+            lease=app.config.lease,
+            declared=Declared.by(app, plan.queues),
+        )
         engine.start()
         maintenance.start()
+        timekeeper.start()
         try:
             yield engine
         finally:
+            timekeeper.stop()
             engine.drain(drain)
             maintenance.stop()
             engine.stop()

@@ -29,7 +29,7 @@ from taskq.cli import main
 from taskq.client.signature import Options
 from taskq.client.task import TaskOptions
 from taskq.config import OTHER_VARIABLES, Config
-from taskq.model import message, outcome, states
+from taskq.model import message, outcome, schedule, states
 from taskq.model.message import Envelope, Message
 from taskq.model.signing import Domain, Keyring
 
@@ -446,7 +446,15 @@ def test_the_layout_of_a_message_is_as_drawn() -> None:
 
 @pytest.mark.parametrize(
     "struct",
-    [Envelope, outcome.Report, outcome.Failure, outcome.History, outcome.AttemptError],
+    [
+        Envelope,
+        outcome.Report,
+        outcome.Failure,
+        outcome.History,
+        outcome.AttemptError,
+        schedule.Definition,
+        schedule.Rule,
+    ],
 )
 def test_the_fields_of_an_array_are_in_order(struct: Any) -> None:
     [fields] = [row[1] for row in table("docs/protocol.md", "array") if row[0] == struct.__name__]

@@ -86,6 +86,22 @@ class Line:
             self.close()
             raise
 
+    def hears(self, seconds: float) -> bool:
+        """Return whether something comes within so many seconds; it is left to be received.
+
+        Raises:
+            BrokerUnavailable: the connection is broken.
+
+        """
+        connection = self._connection
+        if connection is None:
+            connection = self._connect()
+        try:
+            return bool(connection.can_read(timeout=seconds))
+        except CLIENT_ERRORS as error:
+            self.close()
+            raise translate(error, self._endpoint.place, sent=False) from error
+
     def run(self, command: Command[T]) -> T:
         """Run a script call, loading the script where Redis does not have it."""
         self.begin(command)

@@ -10,6 +10,7 @@ from taskq.cli.doctor import acl, doctor
 from taskq.cli.health import health
 from taskq.cli.letters import dead
 from taskq.cli.look import purge, status
+from taskq.cli.periods import beat, schedule
 from taskq.cli.place import Place, fail
 from taskq.cli.send import call, cancel, reschedule
 from taskq.cli.server import redis, secret
@@ -38,6 +39,7 @@ def main(context: click.Context, app: str | None) -> None:
 
 
 for command in (
-    worker, redis, status, purge, dead, call, cancel, reschedule, doctor, health, acl, secret,
+    worker, beat, redis, status, purge, dead, schedule, call, cancel, reschedule, doctor, health,
+    acl, secret,
 ):  # fmt: skip
     main.add_command(command)

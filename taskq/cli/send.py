@@ -34,10 +34,10 @@ def call(context: click.Context, /, name: str, args: tuple[str, ...], **options:
     """
     app = open_app(context, options["app"])
     result: Result[Any] | None = None
-    task, kwargs = _task(app, name), _keywords(options["kwargs"])
+    task, kwargs = task_of(app, name), keywords_of(options["kwargs"])
     try:
         chosen = task.options(queue=options["queue"], countdown=options["countdown"])
-        result = chosen.apply_async([_value(text) for text in args], kwargs)
+        result = chosen.apply_async([value_of(text) for text in args], kwargs)
         if not options["wait"]:
             click.echo(result.id)
             return
@@ -130,7 +130,8 @@ _SAID = {
 }
 
 
-def _task(app: TaskQ, name: str) -> Task[..., Any]:
+def task_of(app: TaskQ, name: str) -> Task[..., Any]:
+    """Return the task of that name, or the one whose name ends so; exit with 2 if there is none."""
     fitting = [
         task for known, task in app.tasks.items() if known == name or known.endswith("." + name)
     ]
@@ -142,7 +143,8 @@ def _task(app: TaskQ, name: str) -> Task[..., Any]:
     return (exact or fitting)[0]
 
 
-def _keywords(text: str | None) -> dict[str, Any]:
+def keywords_of(text: str | None) -> dict[str, Any]:
+    """Return keyword arguments given as a JSON object; exit with 2 if they are not."""
     try:
         kwargs = json.loads(text or "{}")
     except ValueError:
@@ -152,7 +154,8 @@ def _keywords(text: str | None) -> dict[str, Any]:
     return {str(key): value for key, value in kwargs.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - JSON may hold anything
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """Return an argument: JSON where it is that, else text."""
     try:
         return json.loads(text)
     except ValueError:

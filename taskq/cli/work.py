@@ -18,7 +18,7 @@ from taskq.worker.supervisor import Supervisor
 from taskq.worker.vitals import HealthServer, Vitals
 
 _COUNT = click.IntRange(0, 100_000)
-_LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False)
+LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False)
 
 
 @click.command()
@@ -37,10 +37,11 @@ _LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"], case_s
     help="N processes of one thread: -p N -t 1.",
 )
 @click.option("-n", "--name", help="The worker's name. [host-pid]")
-@click.option("-l", "--loglevel", type=_LEVELS, default="info", show_default=True)
+@click.option("-l", "--loglevel", type=LEVELS, default="info", show_default=True)
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
+@click.option("--no-schedules", is_flag=True, help="Take no part in firing schedules.")
 @click.option("--burst", is_flag=True, help="Exit when nothing is queued, running or due.")
 @click.option("--reload", is_flag=True, help="Restart the children when a source file changes.")
 @click.option(
@@ -93,6 +94,7 @@ def worker(context: click.Context, /, modules: tuple[str, ...], **options: Any) 
         loglevel=options["loglevel"],
         log_format=options["log_format"],
         burst=options["burst"],
+        schedules=not options["no_schedules"],
         reload=options["reload"],
         shutdown_timeout=options["shutdown_timeout"],
         health=options["health_port"] is not None,

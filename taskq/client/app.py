@@ -18,7 +18,9 @@ from taskq.broker.sync import Broker
 from taskq.client import sending
 from taskq.client.dead import DeadLetters
 from taskq.client.mould import Mould
+from taskq.client.periodic import Periodic, PeriodicDecorator, PeriodicOptions
 from taskq.client.result import Result
+from taskq.client.schedules import Schedules
 from taskq.client.signature import CallOptions, Options, Signature
 from taskq.client.task import BoundTaskDecorator, Task, TaskDecorator, TaskOptions
 from taskq.client.waiter import Waiter
@@ -65,6 +67,8 @@ class TaskQ:
         self.include = (include,) if isinstance(include, str) else tuple(include)
         self.lifespan = lifespan
         self.tasks: dict[str, Task[..., Any]] = {}
+        # What `@app.periodic` declared, by the names of the schedules.
+        self.periodic_calls: dict[str, Periodic] = {}
         self._declared = [check_name("queue", queue) for queue in queues]
         self._settings = settings
         # Guards what is made at first use.
@@ -131,6 +135,23 @@ class TaskQ:
 
         return decorate if fn is None else decorate(fn)
 
+    def periodic(self, **options: Unpack[PeriodicOptions]) -> PeriodicDecorator:
+        """Call a task again and again: `@app.periodic(cron="0 7 * * mon")` above `@app.task`.
+
+        Workers that import the module make the schedule and vouch for it. Its arguments
+        are `args=` and `kwargs=`, its name the task's unless `name=` is given.
+
+        Raises:
+            ConfigError, ValueError, TypeError: a rule that cannot work, or a name in use.
+
+        """
+
+        def decorate(task: Task[P, R], /) -> Task[P, R]:
+            self._declare(Periodic.of(task, options))
+            return task
+
+        return decorate
+
     def enqueue(self, signature: Signature[T]) -> Result[T]:
         """Send one message; `task.delay(...)` does this."""
         return sending.send(self, signature)
@@ -182,6 +203,11 @@ class TaskQ:
     def dead(self) -> DeadLetters:
         """The messages that failed for the last time or were refused."""
         return DeadLetters(self)
+
+    @property
+    def schedules(self) -> Schedules:
+        """The calls that are made periodically."""
+        return Schedules(self)
 
     def close(self) -> None:
         """Close the connections, but those of event loops. A later call opens new ones."""
@@ -307,6 +333,23 @@ class TaskQ:
             raise ConfigError(msg)
         self.tasks[task.name] = task
         return task
+
+    def _declare(self, periodic: Periodic) -> None:
+        known = self.periodic_calls.get(periodic.name)
+        call = periodic.call
+        if call.app is not self:
+            msg = f"{call.task} is of the app {call.app.name!r}: declare its schedules there"
+            raise ConfigError(msg)
+        # What is defined again is another function, under the same names.
+        if known is not None and (
+            known.origin != periodic.origin or known.task.fn is periodic.task.fn
+        ):
+            msg = (
+                f"two schedules under one name {periodic.name!r}, of {known.call.task} and "
+                f"{call.task}: give one of them another name="
+            )
+            raise ConfigError(msg)
+        self.periodic_calls[periodic.name] = periodic
 
     def _unchecked(
         self,

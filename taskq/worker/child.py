@@ -27,6 +27,7 @@ from taskq.errors import BrokerError, BrokerUnavailable, ConfigError, TaskQError
 from taskq.model import clock
 from taskq.worker import gate, logs
 from taskq.worker.channel import Channel, Note
+from taskq.worker.declaring import Declared
 from taskq.worker.engine import Engine, Plan
 
 log = logging.getLogger("taskq.worker")
@@ -143,6 +144,7 @@ class Child:
             "examined": self._examined,
             "allow_eviction": config.allow_eviction,
             "lease": config.lease,
+            "schedules": Declared.by(engine.app, engine.plan.queues).note(),
             "kept": [engine.kept.letters, engine.kept.age_ms],
             "max_crashes": config.max_crashes,
             "processes": config.processes,

@@ -28,6 +28,7 @@ Member: TypeAlias = tuple[str, str]
 _WARN_SECONDS = 60.0
 _WORTH_TELLING = {
     "refused": "refused %d messages on %s, unread: not ours, or badly signed",
+    "distrusted": "set %d schedules aside on %s: not ours, or badly signed",
     "disobeyed": "did not obey %d orders to cancel on %s: not ours, or badly signed",
 }
 

@@ -49,6 +49,8 @@ class Orders:
     alone: bool = False
     # Whether children tell, every few seconds, that they are alive.
     health: bool = False
+    # Whether this worker fires schedules.
+    schedules: bool = True
     # The first child of all looks at Redis, and says what it finds.
     first: bool = False
 

@@ -18,6 +18,7 @@ from taskq.model.signing import Keyring
 from taskq.worker import gate, zombies
 from taskq.worker.burst import BurstWatch
 from taskq.worker.channel import Note
+from taskq.worker.declaring import Declared
 from taskq.worker.guard import Guard
 from taskq.worker.inquest import Inquest
 from taskq.worker.maintenance import Maintenance, Member
@@ -27,6 +28,7 @@ from taskq.worker.roll import Roll
 from taskq.worker.signals import Signals
 from taskq.worker.staff import Staff
 from taskq.worker.stopping import Stopping
+from taskq.worker.timekeeper import Timekeeper
 from taskq.worker.vitals import Vitals
 
 log = logging.getLogger("taskq.worker")
@@ -54,6 +56,7 @@ class Supervisor:
         self._maintenance: Maintenance | None = None
         self._guard: Guard | None = None
         self._burst: BurstWatch | None = None
+        self._timekeeper: Timekeeper | None = None
         # When the next hard limit passes.
         self._look_at = float("inf")
         # What maintenance heard that is to be cancelled.
@@ -73,7 +76,7 @@ class Supervisor:
                 self._obey_signals()
                 self._obey_orders()
                 self._look_around()
-        for part in (self._burst, self._maintenance):
+        for part in (self._timekeeper, self._burst, self._maintenance):
             if part is not None:
                 part.stop()
         if self._failed:
@@ -140,6 +143,9 @@ class Supervisor:
             self._maintenance.refresh(hello["queues"], hello["lease"], hello["digest"], keyring)
             if self._burst is not None:
                 self._burst.refresh(hello["queues"], hello["tasks"])
+            if self._timekeeper is not None:
+                declared = Declared.of(hello["schedules"])
+                self._timekeeper.refresh(hello["queues"], keyring, declared)
         self._staff.fill()
 
     def _begin(self, hello: Note, keyring: Keyring) -> None:
@@ -163,6 +169,12 @@ class Supervisor:
                 hello["app"], endpoint, hello["queues"], hello["tasks"], self._staff.retries
             )
             self._burst.start()
+        elif self._orders.schedules:
+            self._timekeeper = Timekeeper(
+                hello["app"], endpoint, hello["queues"],
+                keyring=keyring, lease=hello["lease"], declared=Declared.of(hello["schedules"]),
+            )  # fmt: skip
+            self._timekeeper.start()
 
     def _examine(self, endpoint: Endpoint, hello: Note) -> None:
         """Look at a Redis that was away when the first child came up."""

@@ -1,0 +1,281 @@
+"""Fires the schedules of an app's queues, each tick once, however many others do the same.
+
+Nothing here decides what is due, or who fires it: Redis's clock and one script do. So any
+number of these may run, and their own clocks may be wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+
+from taskq.broker import keys, timetable
+from taskq.broker.connection import Endpoint
+from taskq.broker.sync import Line
+from taskq.broker.timetable import Agenda, Entry
+from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError
+from taskq.model import clock
+from taskq.model.signing import BadSignature, Keyring, UnknownKey
+from taskq.model.words import printable
+from taskq.worker.declaring import Declared, Declarer
+from taskq.worker.firing import Firer
+
+log = logging.getLogger("taskq.worker")
+
+# At least so often each queue is looked at: what a lost announcement costs.
+_LOOK_SECONDS = 5.0
+# So often while a tick waits until the message before is over.
+_WAIT_MS = 500
+# How long it goes on leaving out what cannot be fired here.
+_IGNORE_SECONDS = 60.0
+# A declaration outlives the worker that vouched for it by so many leases.
+_DECLARED_LEASES = 4
+_EAR_SECONDS = 1.0
+
+
+class Timekeeper:
+    """A thread that sleeps until the next tick, and fires it."""
+
+    def __init__(
+        self,
+        app: str,
+        endpoint: Endpoint,
+        queues: Iterable[str],
+        *,
+        keyring: Keyring,
+        lease: float,
+        declared: Declared,
+    ) -> None:
+        self._app = app
+        self._line = Line(endpoint)
+        self._lease = lease
+        self._wake = threading.Event()
+        self._stopped = self._away = False
+        self._watches: dict[str, _Watch] = {}
+        # What others say of the app; taken over by the thread before its next round.
+        self._news: tuple[list[str], Keyring, Declared] | None = None
+        self.refresh(queues, keyring, declared)
+        self._ear = _Ear(app, endpoint, self._queues, self._hear)
+        self._thread = threading.Thread(target=self.run, name="taskq-schedules", daemon=True)
+
+    def start(self) -> None:
+        """Fire in a thread of its own."""
+        self._thread.start()
+
+    def refresh(self, queues: Iterable[str], keyring: Keyring, declared: Declared) -> None:
+        """Take over what new children say of the app."""
+        self._news = list(queues), keyring, declared
+        self._wake.set()
+
+    def quit(self) -> None:
+        """Fire no more; returns at once."""
+        self._stopped = True
+        self._ear.stop()
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Fire no more, and end the thread."""
+        self.quit()
+        if self._thread.is_alive():
+            self._thread.join(10)
+
+    def run(self) -> None:
+        """Fire what is due until told to quit."""
+        self._ear.start()
+        pause = 0.0
+        while not self._stopped:
+            self._wake.wait(pause)
+            self._wake.clear()
+            if not self._stopped:
+                pause = self._round()
+        self._line.close()
+
+    def _queues(self) -> list[str]:
+        return list(self._watches)
+
+    def _hear(self, queue: str) -> None:
+        watch = self._watches.get(queue)
+        if watch is not None:
+            watch.changed = True
+        self._wake.set()
+
+    def _round(self) -> float:
+        """Look at the queues whose time has come; return the seconds until the next round."""
+        self._take_over()
+        now = clock.monotonic()
+        try:
+            for watch in self._watches.values():
+                if watch.changed or watch.look_at <= now:
+                    watch.look(self._line, self._lease)
+        except BrokerError as error:
+            if not self._away:
+                log.warning("schedules wait for Redis: %s", error)
+            self._away = True
+            return 0.5 + secrets.randbelow(500) / 1000
+        self._away = False
+        at = min((watch.look_at for watch in self._watches.values()), default=now + _LOOK_SECONDS)
+        return max(0.0, at - clock.monotonic())
+
+    def _take_over(self) -> None:
+        news, self._news = self._news, None
+        if news is None:
+            return
+        queues, keyring, declared = news
+        every = dict.fromkeys((*queues, *declared.definitions))
+        known = self._watches
+        self._watches = {
+            queue: known.get(queue) or _Watch(self._app, queue, self._line) for queue in every
+        }
+        for queue, watch in self._watches.items():
+            watch.learn(keyring, declared.definitions.get(queue, {}), declared.modules)
+
+
+class _Watch:
+    """One queue, and when to look at it again. Used by one thread, but for `changed`."""
+
+    def __init__(self, app: str, queue: str, line: Line) -> None:
+        self._app, self.queue = app, queue
+        self._base = keys.base(app, queue)
+        self._declarer = Declarer(app, queue, line)
+        self._firer: Firer
+        # Monotonic instants.
+        self.look_at = self._vouch_at = self._forgive_at = 0.0
+        # Whether a schedule was made or changed meanwhile.
+        self.changed = False
+        # Schedules that cannot be fired here, and perhaps elsewhere.
+        self._ignored: set[str] = set()
+
+    def learn(self, keyring: Keyring, declared: dict[str, bytes], modules: frozenset[str]) -> None:
+        """Take over what the worker's code says."""
+        self._firer = Firer(self._app, self.queue, keyring)
+        self._declarer.learn(declared, modules)
+        self._ignored.clear()
+        self.look_at = self._vouch_at = 0.0
+
+    def look(self, line: Line, lease: float) -> None:
+        """Fire what is due, and note when to look again.
+
+        Raises:
+            BrokerError: Redis is away, or full.
+
+        """
+        now = clock.monotonic()
+        if self.changed or now >= self._forgive_at:
+            self._ignored.clear()
+            self._forgive_at = now + _IGNORE_SECONDS
+        self.changed = False
+        lease_ms = round(_DECLARED_LEASES * lease * 1000)
+        self._declarer.tell(self._firer, lease_ms)
+        vouches = now >= self._vouch_at
+        agenda = line.run(
+            timetable.agenda(
+                self._base,
+                declared=lease_ms if vouches else 0,
+                skipped=self._ignored,
+                names=self._declarer.names if vouches else (),
+            )
+        )
+        seen = clock.monotonic()
+        if vouches:
+            self._vouch_at = seen + lease
+            self._declarer.miss(agenda.gone)
+            self._declarer.clear_away(agenda.lapsed, self._firer)
+        next_ms = self._fire_all(line, agenda)
+        left = min(_LOOK_SECONDS, lease) if self._declarer.names else _LOOK_SECONDS
+        if next_ms is not None:
+            # One more: what the clock says was cut off.
+            left = min(left, max(0, next_ms - agenda.now_ms + 1) / 1000)
+        self.look_at = seen if agenda.gone else seen + left
+
+    def _fire_all(self, line: Line, agenda: Agenda) -> int | None:
+        """Fire what is due; return when the next tick is, by Redis's clock."""
+        times = [] if agenda.next_ms is None else [agenda.next_ms]
+        unproven: list[Entry] = []
+        for entry in agenda.due:
+            try:
+                at = self._fire(line, entry, agenda.now_ms)
+                times += [] if at is None else [at]
+            except BadSignature as error:
+                # Maintenance tells people, once a minute: whoever forges can forge many.
+                log.debug("%s: the schedule %s: %s", self.queue, printable(entry.name), error)
+                unproven.append(entry)
+            except (BrokerFull, BrokerUnavailable):
+                raise
+            except (UnknownKey, ConfigError, BrokerError) as error:
+                self._ignored.add(entry.name)
+                log.error(
+                    "%s: the schedule %s is not fired here: %s",
+                    self.queue, printable(entry.name), printable(str(error)),
+                )  # fmt: skip
+        if unproven:
+            line.run(timetable.distrust(self._base, unproven))
+        return min(times, default=None)
+
+    def _fire(self, line: Line, entry: Entry, now_ms: int) -> int | None:
+        """Fire what is due of a schedule, unless another one does; return when to look again."""
+        if entry.progress is None:
+            msg = "what it fired so far cannot be read"
+            raise BadSignature(msg)
+        firing = self._firer.firing(entry, entry.progress, now_ms)
+        word, fired = line.run(timetable.fire(self._base, entry.name, entry.progress, firing))
+        if word == "wait":
+            return now_ms + _WAIT_MS
+        if word == "ok":
+            log.debug("%s: fired %d messages of %s", self.queue, fired, entry.name)
+            if firing.missed:
+                log.warning("%s: %d ticks of %s were missed", self.queue, firing.missed, entry.name)
+        elif firing.order:
+            return now_ms  # another message may be the one to cancel
+        return firing.due_ms or None
+
+
+class _Ear:
+    """A thread that listens for schedules that are made or changed."""
+
+    def __init__(
+        self,
+        app: str,
+        endpoint: Endpoint,
+        queues: Callable[[], list[str]],
+        heard: Callable[[str], None],
+    ) -> None:
+        self._app, self._queues, self._heard = app, queues, heard
+        self._line = Line(endpoint)
+        self._stopped = threading.Event()
+        self._channels: dict[bytes, str] = {}
+        self._thread = threading.Thread(
+            target=self._listen, name="taskq-schedules-ear", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the thread end, some time soon: it may be listening."""
+        self._stopped.set()
+
+    def _listen(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._hear()
+            except BrokerError as error:
+                log.debug("schedules: %s", error)
+                self._channels = {}
+                self._stopped.wait(0.2 + secrets.randbelow(800) / 1000)
+        self._line.close()
+
+    def _hear(self) -> None:
+        wanted = {keys.agenda(self._app, one).encode(): one for one in self._queues()}
+        new = [channel for channel in wanted if channel not in self._channels]
+        if new:
+            self._line.send("SUBSCRIBE", *new)
+        self._channels |= wanted
+        if not self._channels:
+            self._stopped.wait(_EAR_SECONDS / 4)
+        elif self._line.hears(_EAR_SECONDS):
+            # A subscription as well: something may have been told before it.
+            _, channel, *_ = self._line.receive()
+            self._heard(self._channels.get(channel, ""))
