@@ -106,16 +106,18 @@ def next_match(expression: str, place: zoneinfo.ZoneInfo, at: int) -> int | None
 
 def _whenever_shown(expression: str, place: tzinfo, at: int) -> int | None:
     """Go by what the clock shows, from one change of it to the next."""
-    offset = _offset(place, at)
+    after = at
     while True:
-        shown = next(_walk(expression, _clock(at + offset)), None)
+        offset = _offset(place, at)
+        shown = next(_walk(expression, _clock(after + offset)), None)
         if shown is None:
             return None
         moment = _count(shown) - offset
         change = _next_change(place, at, moment)
         if change is None:
             return moment
-        at, offset = change - 1, _offset(place, change)
+        # On with the new offset; the instant of the change may itself be meant.
+        at, after = change, change - 1
 
 
 def _once_a_day(expression: str, place: tzinfo, at: int) -> int | None:
