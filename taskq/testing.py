@@ -1,11 +1,18 @@
-"""For the tests of your own project: a real worker, in a thread of this process."""
+"""For the tests of your own project: a real worker in a thread, and a clock to put forward."""
 
 from __future__ import annotations
 
 import contextlib
+import re
+import threading
 from collections.abc import Generator, Iterable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
+from taskq.broker import commands, keys, queries, scripts
+from taskq.config import Seconds, seconds
+from taskq.model import clock as clocks
 from taskq.worker.declaring import Declared
 from taskq.worker.engine import Engine, Plan
 from taskq.worker.maintenance import Maintenance
@@ -13,6 +20,132 @@ from taskq.worker.timekeeper import Timekeeper
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
+
+_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|[smhdw])")
+_LOOK_SECONDS = 0.002
+_one_at_a_time = threading.Lock()
+
+
+class VirtualClock:
+    """The time of taskq in a test: it goes as always, and can be put forward.
+
+        clock = VirtualClock()
+        with running_worker(app, url="memory://", clock=clock):
+            remind.options(countdown=7200).delay()
+            clock.advance("2h")
+
+    In force while `running_worker` runs, in this whole process and in no other: Redis's clock in
+    all scripts, and that of the producer and the worker. How long code takes, time limits
+    and `time.time()` are not touched; nor are the lifetimes of keys.
+    """
+
+    def __init__(self) -> None:
+        self._ahead_ms = 0
+        # The worker that goes by it.
+        self.engine: Engine | None = None
+
+    def now(self) -> datetime:
+        """Return the time it shows."""
+        return clocks.instant(clocks.now_ms() + (0 if self.engine else self._ahead_ms))
+
+    def advance(self, by: str | Seconds, *, patience: Seconds = 10.0) -> None:
+        """Put it forward by "2h", "1h30m", "90s", seconds or a `timedelta`.
+
+        What falls due on the way runs at its time and in order: the clock stops there
+        until the worker has nothing left to do, but for `patience` seconds in all; then
+        time goes on over what still runs.
+        """
+        engine = self.engine
+        if engine is None:
+            msg = "no worker runs by this clock: running_worker(app, clock=clock)"
+            raise RuntimeError(msg)
+        ahead_ms = self._ahead_ms + milliseconds(by)
+        until = clocks.monotonic() + seconds("patience", patience)
+        _run_what_is_due(engine, until)
+        while self._ahead_ms < ahead_ms:
+            due_ms = _next_due(engine)
+            left_ms = ahead_ms - self._ahead_ms
+            if due_ms is not None:
+                left_ms = min(left_ms, max(0, due_ms - clocks.now_ms()) + 1)
+            self._ahead_ms += left_ms
+            _run_what_is_due(engine, until)
+
+    @contextlib.contextmanager
+    def in_force(self) -> Generator[None]:
+        """Let all of taskq in this process go by it until the block ends."""
+        if not _one_at_a_time.acquire(blocking=False):
+            msg = "another virtual clock is in use in this process"
+            raise RuntimeError(msg)
+        # Nothing in production asks whether there is such a clock: these are put in the
+        # place of what they call.
+        own_now = clocks.now_ms
+
+        def load(name: str) -> scripts.Script:
+            return scripts.load_ahead(name, self._ahead_ms * 1000)
+
+        def now_ms() -> int:
+            return own_now() + self._ahead_ms
+
+        def now() -> float:
+            return now_ms() / 1000
+
+        try:
+            with (
+                mock.patch.object(scripts, "load", load),
+                mock.patch.object(clocks, "now_ms", now_ms),
+                mock.patch.object(clocks, "now", now),
+            ):
+                yield
+        finally:
+            self.engine = None
+            _one_at_a_time.release()
+
+
+def milliseconds(span: str | Seconds) -> int:
+    """Return "2h", "1h30m", "90s", seconds or a `timedelta` as whole milliseconds."""
+    if not isinstance(span, str):
+        return round(seconds("by", span) * 1000)
+    parts = list(_SPAN.finditer(span))
+    if not parts or "".join(part[0] for part in parts) != span.rstrip():
+        msg = f"a span of time is written as '2h', '1h30m' or '90s', not {span!r:.80}"
+        raise ValueError(msg)
+    return round(sum(float(part[1]) * _UNITS[part[2]] for part in parts))
+
+
+def _next_due(engine: Engine) -> int | None:
+    """Return when the next message falls due; one that is due already is not meant."""
+    app, after = engine.app, f"({clocks.now_ms()}"
+    command = ("ZRANGEBYSCORE", after, "+inf", "WITHSCORES", "LIMIT", 0, 1)
+    found = [
+        app.broker.call(command[0], keys.scheduled(app.name, queue), *command[1:])
+        for queue in engine.plan.queues
+    ]
+    return min((int(float(one[1])) for one in found if one), default=None)
+
+
+def _run_what_is_due(engine: Engine, until: float) -> None:
+    """Let the worker run it, until there is nothing left to do or until an instant."""
+    app, lease_ms = engine.app, round(engine.app.config.lease * 1000)
+    # As one that lived through the time that was left out would have done.
+    for queue, member in engine.exchange.members().items():
+        base = keys.base(app.name, queue)
+        app.broker.run(commands.renew(base, member.encode(), lease_ms, engine.digest))
+    engine.look()
+    while _is_busy(engine) and clocks.monotonic() < until:
+        clocks.sleep(_LOOK_SECONDS)
+
+
+def _is_busy(engine: Engine) -> bool:
+    """Whether something runs, or waits for this worker."""
+    app, queues = engine.app, engine.plan.queues
+    # Twice: one queue may hand something to another that was looked at before it.
+    for queue in (*queues, *queues):
+        survey = app.broker.run(queries.survey(keys.base(app.name, queue), queue))
+        ours = [task for name, task in survey.tasks.items() if name in app.tasks]
+        if survey.due or any(task.queued or task.running for task in ours):
+            return True
+    return False
 
 
 @contextlib.contextmanager
@@ -24,13 +157,14 @@ def running_worker(
     threads: int = 2,
     coroutines: int = 10,
     drain: float = 5.0,
+    clock: VirtualClock | None = None,
 ) -> Generator[Engine]:
     """Run a worker for `app` until the block ends, then drain it for `drain` seconds.
 
     With `url` the app is pointed there for the length of the block: `memory://` needs
-    no server and the `test` extra.
+    no server and the `test` extra. With `clock` it goes by that.
     """
-    with _pointed_at(app, url):
+    with _pointed_at(app, url), clock.in_force() if clock else contextlib.nullcontext():
         plan = Plan(tuple(queues or app.queues), threads, coroutines, "test-worker")
         engine = Engine(app, plan)
         maintenance = Maintenance(
@@ -55,6 +189,8 @@ def running_worker(
         engine.start()
         maintenance.start()
         timekeeper.start()
+        if clock:
+            clock.engine = engine
         try:
             yield engine
         finally:

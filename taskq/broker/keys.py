@@ -74,6 +74,11 @@ def running(base: str, worker: str) -> str:
     return f"{base}running:{worker}"
 
 
+def scheduled(app: str, queue: str) -> str:
+    """Return the key of the messages that wait for their time."""
+    return f"{base(app, queue)}scheduled"
+
+
 def done(app: str, queue: str, id: str) -> str:
     """Return the channel on which a message's outcome is published."""
     return f"{base(app, queue)}done:{id}"

@@ -143,6 +143,11 @@ class Engine:
         self.exchange.hear()
         self._attention.set()
 
+    def look(self) -> None:
+        """Ask soon for work: what is due may have changed."""
+        self.exchange.ask()
+        self._attention.set()
+
     def quiet(self) -> None:
         """Claim no more; give back what was claimed and did not start."""
         if self.phase is Phase.RUNNING:
