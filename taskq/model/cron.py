@@ -63,12 +63,7 @@ def check_expression(expression: object) -> str:
             msg = f"cron {expression!r:.140}: unknown alias{nearest(plain.lower(), ALIASES)}"
             raise ConfigError(msg)
         return ALIASES[plain.lower()]
-    try:
-        comes = next(_walk(plain, _EPOCH), None)
-    except (CronSimError, AssertionError) as error:
-        why = str(error) or "Bad field"
-        msg = f"cron {expression!r:.140}: {why[0].lower()}{why[1:]}; its fields: {_FIELDS}"
-        raise ConfigError(msg) from None
+    comes = next(_walk(plain, _EPOCH), None)
     if comes is None:
         msg = f"cron {expression!r:.140}: no such day within 50 years"
         raise ConfigError(msg)
@@ -95,7 +90,12 @@ def zone_of(name: object) -> zoneinfo.ZoneInfo:
 
 
 def next_match(expression: str, place: zoneinfo.ZoneInfo, at: int) -> int | None:
-    """Return the first instant after `at` that a checked expression names, or None."""
+    """Return the first instant after `at` that an expression names, or None.
+
+    Raises:
+        ConfigError: this version of cronsim cannot read it.
+
+    """
     if at >= _END:
         return None
     minute, hour = expression.split()[-5:-3]
@@ -169,7 +169,12 @@ def _change(place: tzinfo, low: int, high: int) -> int:
 
 def _walk(expression: str, shown: datetime) -> Iterator[datetime]:
     """Yield the times after one, on a clock that is never changed."""
-    return CronSim(expression, shown)
+    try:
+        return CronSim(expression, shown)
+    except (CronSimError, AssertionError) as error:
+        why = str(error) or "Bad field"
+        msg = f"cron {expression!r:.140}: {why[0].lower()}{why[1:]}; its fields: {_FIELDS}"
+        raise ConfigError(msg) from None
 
 
 def _offset(place: tzinfo, at: int) -> int:

@@ -283,6 +283,12 @@ class TestBadInput:
             check_window(CatchUp.ALL, 9)
 
 
+def test_what_this_machine_does_not_know_is_a_config_error() -> None:
+    for rule in (Rule(cron="* * * * *", zone="Mars/Olympus"), Rule(cron="* * * * H")):
+        with pytest.raises(ConfigError):
+            rule.next_after(NOW)
+
+
 def test_a_rule_says_itself_in_words() -> None:
     assert str(Rule.of(cron="@daily")) == "0 0 * * *"
     assert str(Rule.of(cron="0 7 * * mon", timezone="Europe/Berlin")) == "0 7 * * mon Europe/Berlin"
