@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|[smhdw])")
-_LOOK_SECONDS = 0.002
+_LOOK_SECONDS = 0.005
 _one_at_a_time = threading.Lock()
 
 
@@ -43,11 +43,11 @@ class VirtualClock:
     def __init__(self) -> None:
         self._ahead_ms = 0
         # The worker that goes by it.
-        self.engine: Engine | None = None
+        self.worker: _Worker | None = None
 
     def now(self) -> datetime:
         """Return the time it shows."""
-        return clocks.instant(clocks.now_ms() + (0 if self.engine else self._ahead_ms))
+        return clocks.instant(clocks.now_ms() + (0 if self.worker else self._ahead_ms))
 
     def advance(self, by: str | Seconds, *, patience: Seconds = 10.0) -> None:
         """Put it forward by "2h", "1h30m", "90s", seconds or a `timedelta`.
@@ -56,20 +56,20 @@ class VirtualClock:
         until the worker has nothing left to do, but for `patience` seconds in all; then
         time goes on over what still runs.
         """
-        engine = self.engine
-        if engine is None:
+        worker = self.worker
+        if worker is None:
             msg = "no worker runs by this clock: running_worker(app, clock=clock)"
             raise RuntimeError(msg)
         ahead_ms = self._ahead_ms + milliseconds(by)
         until = clocks.monotonic() + seconds("patience", patience)
-        _run_what_is_due(engine, until)
+        worker.run_what_is_due(until)
         while self._ahead_ms < ahead_ms:
-            due_ms = _next_due(engine)
+            due_ms = worker.next_due()
             left_ms = ahead_ms - self._ahead_ms
             if due_ms is not None:
                 left_ms = min(left_ms, max(0, due_ms - clocks.now_ms()) + 1)
             self._ahead_ms += left_ms
-            _run_what_is_due(engine, until)
+            worker.run_what_is_due(until)
 
     @contextlib.contextmanager
     def in_force(self) -> Generator[None]:
@@ -98,7 +98,7 @@ class VirtualClock:
             ):
                 yield
         finally:
-            self.engine = None
+            self.worker = None
             _one_at_a_time.release()
 
 
@@ -113,39 +113,52 @@ def milliseconds(span: str | Seconds) -> int:
     return round(sum(float(part[1]) * _UNITS[part[2]] for part in parts))
 
 
-def _next_due(engine: Engine) -> int | None:
-    """Return when the next message falls due; one that is due already is not meant."""
-    app, after = engine.app, f"({clocks.now_ms()}"
-    command = ("ZRANGEBYSCORE", after, "+inf", "WITHSCORES", "LIMIT", 0, 1)
-    found = [
-        app.broker.call(command[0], keys.scheduled(app.name, queue), *command[1:])
-        for queue in engine.plan.queues
-    ]
-    return min((int(float(one[1])) for one in found if one), default=None)
+class _Worker:
+    """What a clock that is put forward asks of a worker."""
 
+    def __init__(self, engine: Engine, timekeeper: Timekeeper) -> None:
+        self._engine, self._timekeeper = engine, timekeeper
+        self._app, self._queues = engine.app, engine.plan.queues
 
-def _run_what_is_due(engine: Engine, until: float) -> None:
-    """Let the worker run it, until there is nothing left to do or until an instant."""
-    app, lease_ms = engine.app, round(engine.app.config.lease * 1000)
-    # As one that lived through the time that was left out would have done.
-    for queue, member in engine.exchange.members().items():
-        base = keys.base(app.name, queue)
-        app.broker.run(commands.renew(base, member.encode(), lease_ms, engine.digest))
-    engine.look()
-    while _is_busy(engine) and clocks.monotonic() < until:
-        clocks.sleep(_LOOK_SECONDS)
+    def next_due(self) -> int | None:
+        """Return when the next message or tick is due; what is due already is not meant."""
+        after = f"({clocks.now_ms()}"
+        found = [
+            self._app.broker.call(
+                "ZRANGEBYSCORE", key(self._app.name, queue), after, "+inf",
+                "WITHSCORES", "LIMIT", 0, 1,
+            )
+            for queue in self._queues
+            for key in (keys.scheduled, keys.ticks)
+        ]  # fmt: skip
+        return min((int(float(one[1])) for one in found if one), default=None)
 
+    def run_what_is_due(self, until: float) -> None:
+        """Let it run, until nothing is left to do or until a monotonic instant."""
+        app, lease_ms = self._app, round(self._app.config.lease * 1000)
+        # As one that lived through the time that was left out would have done.
+        for queue, member in self._engine.exchange.members().items():
+            renew = commands.renew(
+                keys.base(app.name, queue), member.encode(), lease_ms, self._engine.digest
+            )
+            app.broker.run(renew)
+        self._engine.look()
+        while self._is_busy() and clocks.monotonic() < until:
+            self._timekeeper.look()
+            clocks.sleep(_LOOK_SECONDS)
 
-def _is_busy(engine: Engine) -> bool:
-    """Whether something runs, or waits for this worker."""
-    app, queues = engine.app, engine.plan.queues
-    # Twice: one queue may hand something to another that was looked at before it.
-    for queue in (*queues, *queues):
-        survey = app.broker.run(queries.survey(keys.base(app.name, queue), queue))
-        ours = [task for name, task in survey.tasks.items() if name in app.tasks]
-        if survey.due or any(task.queued or task.running for task in ours):
-            return True
-    return False
+    def _is_busy(self) -> bool:
+        """Whether something runs, or waits for this worker."""
+        app, now = self._app, clocks.now_ms()
+        # Twice: one queue may hand something to another that was looked at before it.
+        for queue in (*self._queues, *self._queues):
+            if app.broker.call("ZCOUNT", keys.ticks(app.name, queue), "-inf", now):
+                return True
+            survey = app.broker.run(queries.survey(keys.base(app.name, queue), queue))
+            ours = [task for name, task in survey.tasks.items() if name in app.tasks]
+            if survey.due or any(task.queued or task.running for task in ours):
+                return True
+        return False
 
 
 @contextlib.contextmanager
@@ -190,7 +203,7 @@ def running_worker(
         maintenance.start()
         timekeeper.start()
         if clock:
-            clock.engine = engine
+            clock.worker = _Worker(engine, timekeeper)
         try:
             yield engine
         finally:

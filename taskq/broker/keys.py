@@ -84,6 +84,11 @@ def done(app: str, queue: str, id: str) -> str:
     return f"{base(app, queue)}done:{id}"
 
 
+def ticks(app: str, queue: str) -> str:
+    """Return the key of when the next tick of each schedule is due."""
+    return f"{base(app, queue)}ticks"
+
+
 def agenda(app: str, queue: str) -> str:
     """Return the channel on which changes of a queue's schedules are told."""
     return f"{base(app, queue)}agenda"

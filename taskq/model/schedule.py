@@ -211,7 +211,7 @@ def read(raw: bytes, name: str, seal: Seal) -> Definition:
 
     """
     body = rest_of(raw, _BODY_AT)
-    seal.verify(raw[1:_TAG_AT], raw[:1], name.encode(), body, raw[_TAG_AT:_BODY_AT])
+    seal.verify(raw[:_TAG_AT], name.encode(), body, raw[_TAG_AT:_BODY_AT])
     try:
         return _decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:

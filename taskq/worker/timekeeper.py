@@ -69,6 +69,12 @@ class Timekeeper:
         self._news = list(queues), keyring, declared
         self._wake.set()
 
+    def look(self) -> None:
+        """Look at all queues soon: what is due may have changed."""
+        for watch in self._watches.values():
+            watch.changed = True
+        self._wake.set()
+
     def quit(self) -> None:
         """Fire no more; returns at once."""
         self._stopped = True

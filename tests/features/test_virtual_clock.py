@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
+from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from tenacity import stop_after_attempt, wait_fixed
@@ -13,6 +15,7 @@ from tenacity import stop_after_attempt, wait_fixed
 from taskq import Context, Expired, RetryPolicy, State, TaskQ
 from taskq.model import clock as clocks
 from taskq.testing import VirtualClock, milliseconds, running_worker
+from tests.eventually import until
 
 HOUR = dt.timedelta(hours=1)
 
@@ -127,6 +130,56 @@ def test_a_message_expires(app: TaskQ) -> None:
         # By the clock of the machine this one is three hours away.
         late.options(expires=60).delay().get(timeout=5)
         assert ran == [1]
+
+
+def test_each_tick_of_a_schedule_on_the_way_is_fired_at_its_time(app: TaskQ) -> None:
+    clock, ran = VirtualClock(), []
+
+    @app.periodic(cron="0 7 * * *", timezone="Europe/Berlin")
+    @app.task
+    def report() -> None:
+        ran.append(clock.now().astimezone(ZoneInfo("Europe/Berlin")))
+
+    with running_worker(app, clock=clock):
+        until(lambda: len(app.schedules.list()) == 1)
+        clock.advance("10d")
+    assert len(ran) == 10
+    assert all(when.time() < dt.time(7, 0, 5) for when in ran)
+    assert {after.date() - before.date() for before, after in pairwise(ran)} == {24 * HOUR}
+
+
+def test_ticks_that_wait_for_each_other_come_one_by_one(app: TaskQ) -> None:
+    clock, ran = VirtualClock(), []
+
+    @app.task
+    def sync() -> None:
+        ran.append(1)
+
+    with running_worker(app, clock=clock):
+        app.schedules.add("sync", sync.s(), every=60, overlap="queue", catch_up="all")
+        clock.advance("10m")
+        assert 9 <= len(ran) <= 10
+        app.schedules.pause("sync", note="enough")
+        clock.advance("10m")
+    assert 9 <= len(ran) <= 10
+
+
+def test_a_late_reminder_is_sent_by_a_schedule_and_a_delay(app: TaskQ) -> None:
+    clock, ran = VirtualClock(), []
+
+    @app.task
+    def remind() -> None:
+        ran.append("reminded")
+
+    @app.task
+    def check() -> None:
+        ran.append("checked")
+        remind.options(countdown=30 * 60).delay()
+
+    with running_worker(app, clock=clock):
+        app.schedules.add("check", check.s(), cron="0 * * * *")
+        clock.advance("3h")
+        assert ran[:4] == ["checked", "reminded"] * 2
 
 
 def test_what_still_runs_is_not_waited_for_without_end(app: TaskQ) -> None:
