@@ -203,6 +203,8 @@ def running_worker(
         maintenance.start()
         timekeeper.start()
         if clock:
+            # What is declared in code is to be there when time is put forward.
+            timekeeper.ready.wait(app.config.enqueue_deadline)
             clock.worker = _Worker(engine, timekeeper)
         try:
             yield engine

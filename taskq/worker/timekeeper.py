@@ -52,6 +52,8 @@ class Timekeeper:
         self._line = Line(endpoint)
         self._lease = lease
         self._wake = threading.Event()
+        # Set once what is declared is known to Redis, and what was due is fired.
+        self.ready = threading.Event()
         self._stopped = self._away = False
         self._watches: dict[str, _Watch] = {}
         # What others say of the app; taken over by the thread before its next round.
@@ -121,6 +123,7 @@ class Timekeeper:
             self._away = True
             return 0.5 + secrets.randbelow(500) / 1000
         self._away = False
+        self.ready.set()
         at = min((watch.look_at for watch in self._watches.values()), default=now + _LOOK_SECONDS)
         return max(0.0, at - clock.monotonic())
 
