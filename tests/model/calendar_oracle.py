@@ -9,6 +9,7 @@ from __future__ import annotations
 import calendar
 import dataclasses
 import functools
+import itertools
 import zoneinfo
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -99,11 +100,11 @@ class Film:
         """Yield when the clock first shows, or steps over, a time that matches."""
         latest = self.walls[0] - self.step
         for at, wall in zip(self.instants, self.walls, strict=True):
-            new = []
+            new = False
             while latest < wall:
                 latest += self.step
-                new.append(latest)
-            if any(expression.matches(one) for one in new):
+                new = expression.matches(latest) or new
+            if new:
                 yield at
 
 
@@ -116,10 +117,11 @@ def changes(zone: str, first_year: int, years: int) -> list[int]:
 
     start = calendar.timegm((first_year, 1, 1, 0, 0, 0))
     stop = calendar.timegm((first_year + years, 1, 1, 0, 0, 0))
-    hours = [at for at in range(start, stop, 3600) if offset(at) != offset(at + 3600)]
+    hours = [(at, offset(at)) for at in range(start, stop, 3600)]
     return [
-        next(at for at in range(hour + 1, hour + 3601) if offset(at) != offset(hour))
-        for hour in hours
+        next(at for at in range(hour + 1, hour + 3601) if offset(at) != before)
+        for (hour, before), (_, after) in itertools.pairwise(hours)
+        if before != after
     ]
 
 
