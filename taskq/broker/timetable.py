@@ -60,7 +60,8 @@ class Progress(msgspec.Struct, frozen=True):
 class Entry(msgspec.Struct, frozen=True):
     """One schedule as Redis has it."""
 
-    name: str
+    # As Redis has it; no name of ours, perhaps.
+    key: bytes
     definition: bytes
     # None: no script wrote what is there.
     progress: Progress | None
@@ -68,6 +69,11 @@ class Entry(msgspec.Struct, frozen=True):
     due_ms: int | None = None
     # Until when some worker's code vouches for it.
     declared_ms: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name, fit to be shown."""
+        return self.key.decode(errors="backslashreplace")
 
     def __repr__(self) -> str:
         """Name the schedule, and show no bytes."""
@@ -127,7 +133,7 @@ def plan(
 
 
 def agenda(
-    base: str, *, declared: int, skipped: Iterable[str] = (), names: Iterable[str] = ()
+    base: str, *, declared: int, skipped: Iterable[bytes] = (), names: Iterable[str] = ()
 ) -> Command[Agenda]:
     """Return what is due but for `skipped`; vouch for `names` for so many milliseconds.
 
@@ -153,9 +159,9 @@ def fire(base: str, name: str, progress: Progress, firing: Firing) -> Command[tu
     return Command(scripts.load("fire"), base, arguments, _word_and_count)
 
 
-def trigger(base: str, name: str, revision: bytes, one: Outgoing) -> Command[str]:
+def trigger(base: str, name: str, revision: bytes, at_ms: int, one: Outgoing) -> Command[str]:
     """Enqueue a message of a schedule at once. Reads as 'o', 'd' done before, or 'stale'."""
-    arguments = (name, revision, one.lane, one.label, one.raw)
+    arguments = (name, revision, _digits(at_ms), one.lane, one.label, one.raw)
     return Command(scripts.load("trigger"), base, arguments, _text)
 
 
@@ -180,7 +186,7 @@ def unplan(base: str, name: str, definition: bytes = b"") -> Command[str]:
 
 def distrust(base: str, entries: Iterable[Entry]) -> Command[int]:
     """Fire no more ticks of what is not proven. Reads as how many were still there."""
-    parts = tuple(part for one in entries for part in (one.name, one.definition))
+    parts = tuple(part for one in entries for part in (one.key, one.definition))
     return Command(scripts.load("distrust"), base, parts, lambda reply: int(reply[0]))
 
 
@@ -213,32 +219,47 @@ def moment(ms: int) -> str:
     return text.removesuffix(".000") + "Z"
 
 
+def message_name(name: str, at_ms: int, *, by_hand: bool = False) -> str:
+    """Return the id by which the message of a tick is known, or one that was asked for then."""
+    return f"{name}:{'now:' if by_hand else ''}{moment(at_ms)}"
+
+
+def message_before(app: str, name: str, progress: Progress) -> str | None:
+    """Return the id in Redis of what was enqueued last; None where it is not of this schedule.
+
+    What stands there is not signed: only an id that follows from the schedule is believed.
+    """
+    names = (
+        message_name(name, progress.last), message_name(name, progress.at, by_hand=True)
+    )  # fmt: skip
+    known = progress.id in (message.id_of(app, one) for one in names)
+    return progress.id if known else None
+
+
 def cast(
-    app: str, name: str, definition: Definition, tick_ms: int, now_ms: int, seal: Seal
+    app: str,
+    name: str,
+    definition: Definition,
+    at_ms: int,
+    now_ms: int,
+    seal: Seal,
+    *,
+    by_hand: bool = False,
 ) -> Outgoing:
-    """Return the message of a schedule for a tick. Always under the same id."""
-    return _cast(app, name, definition, (tick_ms, now_ms), seal, f"{name}:{moment(tick_ms)}")
+    """Return the message of a schedule for a tick, or for an instant at which it was asked for.
 
-
-def cast_now(app: str, name: str, definition: Definition, now_ms: int, seal: Seal) -> Outgoing:
-    """Return a message of a schedule that is of no tick, under an id of its own."""
-    return _cast(app, name, definition, (now_ms, now_ms), seal, None)
-
-
-def _cast(
-    app: str, name: str, one: Definition, times: tuple[int, int], seal: Seal, id: str | None
-) -> Outgoing:
-    tick_ms, now_ms = times
-    headers = {**(one.headers or {}), NAME_HEADER: name, TICK_HEADER: moment(tick_ms)}
+    It has the same id each time.
+    """
+    one, id = definition, message_name(name, at_ms, by_hand=by_hand)
+    headers = {**(one.headers or {}), NAME_HEADER: name, TICK_HEADER: moment(at_ms)}
     envelope = Envelope(
         one.task, now_ms, one.serializer, one.body, id, one.ignore_result, one.result_ttl_ms,
         headers, one.timeout_ms, one.hard_timeout_ms,
     )  # fmt: skip
     expires_ms = now_ms + one.expires_ms if one.expires_ms else 0
-    wire_id = message.new_id(now_ms) if id is None else message.id_of(app, id)
-    cast = Message(wire_id, expires_ms, envelope)
+    cast = Message(message.id_of(app, id), expires_ms, envelope)
     priority = keys.DEFAULT_PRIORITY if one.priority is None else one.priority
-    label = records.label(None if id is None else records.mark_of(one.task), expires_ms)
+    label = records.label(records.mark_of(one.task), expires_ms)
     return Outgoing(cast, message.encode(cast, seal), keys.lane(one.task, priority), label)
 
 
@@ -273,7 +294,7 @@ def _plans(reply: Any) -> tuple[int, bytes, list[Entry]]:
 def _entry(
     name: bytes, definition: bytes, state: bytes, due: bytes = b"", declared: bytes = b""
 ) -> Entry:
-    return Entry(_name(name), definition, _progress(state), _instant(due), _instant(declared))
+    return Entry(name, definition, _progress(state), _instant(due), _instant(declared))
 
 
 def _name(raw: bytes) -> str:

@@ -26,8 +26,8 @@ E = TypeVar("E", bound=StrEnum)
 OverlapWord: TypeAlias = Literal["allow", "skip", "queue", "cancel_running"]
 CatchUpWord: TypeAlias = Literal["none", "last", "all"]
 
-# An id of one of its messages, which has the tick behind it, is at most 128 long.
-MOST_NAME = 100
+# An id of one of its messages, which has an instant behind it, is at most 128 long.
+MOST_NAME = 96
 # All that are due at once are read in one call.
 MOST_BYTES = 64 << 10
 

@@ -36,6 +36,8 @@ Steps: TypeAlias = Generator[Command[Any], Any, T]
 
 MOST_TICKS = 10_000
 MOST_NOTE = 500
+# So much may a caller's clock be ahead of Redis's.
+_SKEW_MS = 60_000
 # Others may change the same schedule at the same time.
 _TRIES = 5
 _UNPROVEN = (UnknownKey, BadSignature)
@@ -139,7 +141,10 @@ class Schedules:
         await self._arun(self._remove(name))
 
     def run_now(self, name: str) -> Result[Any]:
-        """Enqueue its call at once, paused or not, whatever its overlap says."""
+        """Enqueue its call at once, paused or not, whatever its overlap says.
+
+        Calls within one millisecond are one.
+        """
         return self._run(self._run_now(name))
 
     async def arun_now(self, name: str) -> Result[Any]:
@@ -208,7 +213,7 @@ class Schedules:
             if other != queue:
                 msg = f"there is a schedule {name!r} on the queue {other!r}: remove it first"
                 raise ScheduleError(msg)
-        definition = self._read(Entry(name, raw, None), queue)
+        definition = self._read(Entry(name.encode(), raw, None), queue)
         yield from self._put(queue, name, raw, definition)
         _, entry = yield from self._entry(name, queue)
         return self._told(entry, queue)
@@ -298,14 +303,16 @@ class Schedules:
             if progress is None:
                 raise _unreadable(name)
             seal = self._app.seal(Domain.MESSAGE, queue)
-            one = timetable.cast_now(self._app.name, entry.name, definition, now_ms, seal)
+            one = timetable.cast(
+                self._app.name, entry.name, definition, now_ms, now_ms, seal, by_hand=True
+            )
             base = keys.base(self._app.name, queue)
             try:
-                word = yield timetable.trigger(base, entry.name, progress.revision, one)
+                word = yield timetable.trigger(base, entry.name, progress.revision, now_ms, one)
             except Interrupted as error:
-                address = keys.address(one.message.id, queue)
-                msg = f"{error}; Redis may or may not have accepted {definition.task} {address}"
-                raise EnqueueUncertain(msg, one.message.id) from error
+                id = self._handle(one, queue).id
+                msg = f"{error}; Redis may or may not have accepted {definition.task} {id}"
+                raise EnqueueUncertain(msg, id) from error
             if word != "stale":
                 return self._handle(one, queue)
         raise _busy(name)
@@ -319,11 +326,11 @@ class Schedules:
             msg = f"end ({end}) must be after start ({start})"
             raise ValueError(msg)
         queue, now_ms, entry = yield from self._find(name)
-        if end_ms > now_ms:
+        if end_ms > now_ms + _SKEW_MS:
             msg = f"end ({end}) is in the future: what is to come is fired in its time"
             raise ValueError(msg)
         definition = self._read(entry, queue)
-        found = definition.rule.ticks(start_ms - 1, end_ms - 1)
+        found = definition.rule.ticks(start_ms - 1, min(end_ms - 1, now_ms))
         ticks = [*itertools.islice(found, MOST_TICKS + 1)]
         if len(ticks) > MOST_TICKS:
             msg = f"there are more than {MOST_TICKS:,} ticks between {start} and {end}"
@@ -418,7 +425,7 @@ class Schedules:
         envelope = one.message.envelope
         return Result(
             self._app,
-            envelope.name or one.message.id,
+            envelope.name or "",
             queue,
             wire_id=one.message.id,
             task=envelope.task,

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 
 from taskq.broker import timetable
 from taskq.broker.timetable import Entry, Firing, Progress
 from taskq.model import control, schedule
 from taskq.model.schedule import Definition, Overlap
-from taskq.model.signing import Domain, Keyring, Seal
+from taskq.model.signing import BadSignature, Domain, Keyring, Seal
 
 log = logging.getLogger("taskq.worker")
 
@@ -21,6 +22,8 @@ log = logging.getLogger("taskq.worker")
 _MOST_MISSED = 1000
 # Definitions that were verified; more are verified again.
 _MOST_KNOWN = 1000
+# An algorithm and the id of a key. Where there are none, no rotation is under way.
+_SIGNED = re.compile(rb"[bhu][0-9a-f]{8}")
 _CANCELLED = b"the next tick of its schedule came"
 
 
@@ -45,6 +48,9 @@ class Firer:
         key = (entry.name, entry.definition)
         known = self._known.get(key)
         if known is None:
+            if _SIGNED.match(entry.definition) is None:
+                msg = "not a signed schedule"
+                raise BadSignature(msg)
             known = schedule.read(entry.definition, entry.name, self._schedules)
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
@@ -74,8 +80,7 @@ class Firer:
             for tick in fire
         ]
         return Firing(
-            overlap.value[0],
-            self._order(progress) if overlap is Overlap.CANCEL_RUNNING else b"",
+            *self._overlap(overlap, name, progress),
             following or 0,
             definition.rule.due(name, following) if following else 0,
             messages,
@@ -86,16 +91,23 @@ class Firer:
     def _planned(
         self, definition: Definition, name: str, progress: Progress, now_ms: int
     ) -> tuple[tuple[int, ...], int | None]:
-        if progress.waits:
+        rule, tick = definition.rule, progress.tick
+        if progress.waits and rule.next_after(tick - 1) == tick:
             # It was on time, and had to wait: it is not missed, however late it is.
-            return (progress.tick,), definition.rule.next_after(progress.tick)
+            return (tick,), rule.next_after(tick)
         planned = schedule.plan(definition, name, progress.tick, now_ms)
         return planned.fire, planned.next
 
-    def _order(self, progress: Progress) -> bytes:
-        if progress.id == timetable.NO_ID:
-            return b""
-        return control.give(progress.id.encode(), _CANCELLED, self._orders, terminate=False)
+    def _overlap(self, overlap: Overlap, name: str, progress: Progress) -> tuple[str, bytes]:
+        """Return the letter of the policy, and the order that it needs."""
+        if overlap is not Overlap.CANCEL_RUNNING or progress.id == timetable.NO_ID:
+            return overlap.value[0], b""
+        before = timetable.message_before(self._app, name, progress)
+        if before is None:
+            # Somebody wrote it there: no order is signed for whatever it is.
+            return Overlap.ALLOW.value[0], b""
+        order = control.give(before.encode(), _CANCELLED, self._orders, terminate=False)
+        return overlap.value[0], order
 
 
 def _missed(

@@ -30,6 +30,7 @@ _LOOK_SECONDS = 5.0
 _WAIT_MS = 500
 # How long it goes on leaving out what cannot be fired here.
 _IGNORE_SECONDS = 60.0
+_TELL_SECONDS = 60.0
 # A declaration outlives the worker that vouched for it by so many leases.
 _DECLARED_LEASES = 4
 _EAR_SECONDS = 1.0
@@ -54,7 +55,7 @@ class Timekeeper:
         self._wake = threading.Event()
         # Set once what is declared is known to Redis, and what was due is fired.
         self.ready = threading.Event()
-        self._stopped = self._away = False
+        self._stopped = False
         self._watches: dict[str, _Watch] = {}
         # What others say of the app; taken over by the thread before its next round.
         self._news: tuple[list[str], Keyring, Declared] | None = None
@@ -113,17 +114,18 @@ class Timekeeper:
         """Look at the queues whose time has come; return the seconds until the next round."""
         self._take_over()
         now = clock.monotonic()
-        try:
-            for watch in self._watches.values():
-                if watch.changed or watch.look_at <= now:
+        for watch in self._watches.values():
+            if watch.changed or watch.look_at <= now:
+                try:
                     watch.look(self._line, self._lease)
-        except BrokerError as error:
-            if not self._away:
-                log.warning("schedules wait for Redis: %s", error)
-            self._away = True
-            return 0.5 + secrets.randbelow(500) / 1000
-        self._away = False
-        self.ready.set()
+                    watch.ails = False
+                except BrokerError as error:
+                    if not watch.ails:
+                        log.warning("schedules on %s wait: %s", watch.queue, error)
+                    watch.ails = True
+                    watch.look_at = clock.monotonic() + 0.5 + secrets.randbelow(500) / 1000
+        if not any(watch.ails for watch in self._watches.values()):
+            self.ready.set()
         at = min((watch.look_at for watch in self._watches.values()), default=now + _LOOK_SECONDS)
         return max(0.0, at - clock.monotonic())
 
@@ -132,10 +134,9 @@ class Timekeeper:
         if news is None:
             return
         queues, keyring, declared = news
-        every = dict.fromkeys((*queues, *declared.definitions))
         known = self._watches
         self._watches = {
-            queue: known.get(queue) or _Watch(self._app, queue, self._line) for queue in every
+            queue: known.get(queue) or _Watch(self._app, queue, self._line) for queue in queues
         }
         for queue, watch in self._watches.items():
             watch.learn(keyring, declared.definitions.get(queue, {}), declared.modules)
@@ -151,16 +152,21 @@ class _Watch:
         self._firer: Firer
         # Monotonic instants.
         self.look_at = self._vouch_at = self._forgive_at = 0.0
-        # Whether a schedule was made or changed meanwhile.
-        self.changed = False
+        # Whether a schedule was made or changed meanwhile; whether the last look failed.
+        self.changed = self.ails = False
         # Schedules that cannot be fired here, and perhaps elsewhere.
-        self._ignored: set[str] = set()
+        self._ignored: set[bytes] = set()
+        # Of which it was said.
+        self._told: set[str] = set()
+        # When to tell again of a key that is not held.
+        self._tell_at = 0.0
 
     def learn(self, keyring: Keyring, declared: dict[str, bytes], modules: frozenset[str]) -> None:
         """Take over what the worker's code says."""
         self._firer = Firer(self._app, self.queue, keyring)
         self._declarer.learn(declared, modules)
         self._ignored.clear()
+        self._told.clear()
         self.look_at = self._vouch_at = 0.0
 
     def look(self, line: Line, lease: float) -> None:
@@ -212,15 +218,36 @@ class _Watch:
                 unproven.append(entry)
             except (BrokerFull, BrokerUnavailable):
                 raise
-            except (UnknownKey, ConfigError, BrokerError) as error:
-                self._ignored.add(entry.name)
-                log.error(
-                    "%s: the schedule %s is not fired here: %s",
-                    self.queue, printable(entry.name), printable(str(error)),
-                )  # fmt: skip
+            except UnknownKey as error:
+                # As above; and what is not fired by one worker may be by another.
+                self._ignored.add(entry.key)
+                if (now := clock.monotonic()) >= self._tell_at:
+                    self._tell_at = now + _TELL_SECONDS
+                    self._tell(entry, f"{error}; is TASKQ_SECRET the same everywhere?")
+            except (ConfigError, BrokerError) as error:
+                self._ignore(entry, error)
+            except Exception as error:
+                # What is wrong with one schedule must not keep the others from being fired.
+                log.exception("%s: the schedule %s", self.queue, printable(entry.name))
+                self._ignore(entry, error)
         if unproven:
+            # They are due no more; whatever becomes of that, they are not asked for again.
+            self._ignored.update(entry.key for entry in unproven)
             line.run(timetable.distrust(self._base, unproven))
         return min(times, default=None)
+
+    def _ignore(self, entry: Entry, error: Exception) -> None:
+        """Leave a schedule to others, for some time."""
+        self._ignored.add(entry.key)
+        if entry.name not in self._told:
+            self._told.add(entry.name)
+            self._tell(entry, str(error))
+
+    def _tell(self, entry: Entry, why: str) -> None:
+        log.error(
+            "%s: the schedule %s is not fired here: %s",
+            self.queue, printable(entry.name), printable(why),
+        )  # fmt: skip
 
     def _fire(self, line: Line, entry: Entry, now_ms: int) -> int | None:
         """Fire what is due of a schedule, unless another one does; return when to look again."""

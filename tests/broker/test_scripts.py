@@ -105,16 +105,16 @@ def schedule_samples(queue: Queue) -> dict[str, list[Command[Any]]]:
         "plans": [timetable.plans(base), timetable.plans(base, names=["s", "t"])],
         "agenda": [
             timetable.agenda(base, declared=0),
-            timetable.agenda(base, declared=60_000, skipped=["x", "y"], names=["s", "z"]),
+            timetable.agenda(base, declared=60_000, skipped=[b"x", b"y"], names=["s", "z"]),
         ],
         "fire": [
             timetable.fire(base, "s", progress, firing),
             timetable.fire(base, "s", progress, msgspec.structs.replace(firing, messages=messages)),
         ],
-        "trigger": [timetable.trigger(base, "s", b"0" * 16, queue.message())],
+        "trigger": [timetable.trigger(base, "s", b"0" * 16, 1000, queue.message())],
         "suspend": [timetable.suspend(base, "s", "a note")],
         "resume": [timetable.resume(base, "s", b"0" * 16, (1000, 1000))],
-        "distrust": [timetable.distrust(base, [Entry("s", b"definition", None)] * 2)],
+        "distrust": [timetable.distrust(base, [Entry(b"s", b"definition", None)] * 2)],
         "unplan": [timetable.unplan(base, "s"), timetable.unplan(base, "t", b"definition")],
     }
 

@@ -261,7 +261,9 @@ def test_an_order_is_for_the_message_that_it_names(busy: tuple[Book, str]) -> No
     """Somebody fired by hand meanwhile: the order is for the one before."""
     book, first = busy
     known = book.progress()
-    book.queue.run(timetable.trigger(book.queue.base, NAME, known.revision, book.queue.message()))
+    book.queue.run(
+        timetable.trigger(book.queue.base, NAME, known.revision, LATER, book.queue.message())
+    )
     said = book.fire((LATER, book.queue.message()), at=known, overlap="c", order=order())
     assert said == ("stale", 0)
     assert book.queue.state(first) is State.QUEUED
@@ -283,13 +285,13 @@ def test_fired_by_hand_it_is_the_message_before_the_next_tick(book: Book) -> Non
     book.plan()
     one, revision = queue.message(), book.progress().revision
     for word in ("o", "d"):
-        assert queue.run(timetable.trigger(queue.base, NAME, revision, one)) == word
+        assert queue.run(timetable.trigger(queue.base, NAME, revision, LATER, one)) == word
     assert queue.ready() == [one.message.id]
     now = book.progress()
     assert (now.id, now.fired, now.last, now.tick) == (one.message.id, 1, 0, LONG_AGO)
     assert book.fire((LONG_AGO, queue.message()), overlap="s", then=LATER) == ("ok", 0)
     for name, known in ((NAME, b"0" * 16), ("nobody", revision)):
-        command = timetable.trigger(queue.base, name, known, queue.message())
+        command = timetable.trigger(queue.base, name, known, LATER, queue.message())
         assert queue.run(command) == "stale"
 
 
@@ -381,7 +383,7 @@ def test_those_that_cannot_be_fired_here_do_not_stand_in_the_way(book: Book) -> 
     first = book.agenda()
     assert len(first.due) == timetable.MOST
     assert first.next_ms == first.now_ms  # come again at once
-    left = book.agenda(skipped=[entry.name for entry in first.due])
+    left = book.agenda(skipped=[entry.key for entry in first.due])
     assert {entry.name for entry in (*first.due, *left.due)} == {*names}
 
 
