@@ -18,10 +18,10 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from example_project.app import FileReport, app, checksum, licences, longest, measure
+from example_project.app import FileReport, app, checksum, licences, longest, measure, memory
 from example_project.tree import find_command, python_files
 from example_project.workers import OwnWorker, WorkerFailed, own_worker
-from taskq import Result, ResultTimeout, TaskQError, as_completed
+from taskq import Result, ResultError, ResultTimeout, ScheduleError, TaskQError, as_completed
 
 T = TypeVar("T")
 
@@ -59,7 +59,9 @@ def report(root: Path, paths: Sequence[str], worker: OwnWorker | None) -> list[E
     elapsed = time.perf_counter() - begun
     _print_longest(root, reports)
     _print_totals(root, reports, elapsed)
-    return failed + _sum(reports, worker) + _scan(reports, worker)
+    failed += _sum(reports, worker) + _scan(reports, worker)
+    _print_memory()
+    return failed
 
 
 def gather_with_bar(
@@ -138,6 +140,17 @@ def _scan(reports: Sequence[FileReport], worker: OwnWorker | None) -> list[Excep
     words = ", ".join(f"{name} {count}" for name, count in names.most_common())
     _print(f"licences named at the top of files: {words or 'none'}")
     return failed
+
+
+def _print_memory() -> None:
+    """Show what a task said that nobody called: workers do, each second."""
+    try:
+        schedule = app.schedules.get(memory.name)
+        size: int = app.result(schedule.last_id).get(LOOK_SECONDS) if schedule.last_id else 0
+    except (ScheduleError, ResultError, ResultTimeout):
+        return  # another worker is at it, or just gone
+    if size:
+        _print(f"a worker process had {size >> 20} MiB when it was last looked at, by schedule")
 
 
 def _complain(failed: Sequence[Exception], worker: OwnWorker | None) -> int:

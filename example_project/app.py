@@ -7,6 +7,8 @@ import asyncio
 import dataclasses
 import hashlib
 import re
+import resource
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -108,6 +110,14 @@ async def licences(paths: list[str]) -> dict[str, int]:
     """Count the licences named in the first lines of some files, reading them side by side."""
     heads = await asyncio.gather(*(asyncio.to_thread(_head, path) for path in paths))
     return dict(Counter(name for head in heads for name in set(LICENCE.findall(head))))
+
+
+@app.periodic(every=1, overlap="skip", catch_up="none")
+@app.task(expires=60)
+def memory() -> int:
+    """Return the most memory, in bytes, that the process of a worker used; called each second."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _head(path: str) -> str:

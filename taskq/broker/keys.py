@@ -17,7 +17,7 @@ of a cluster. The scripts get the base as KEYS[1] and append the names below.
 | `known:<digest>` | hash | task → `t` (thread) or `c` (coroutine) | 1 day |
 | `wake:<worker>` | list | wakes one child, whatever it listens for | 1 minute |
 | `cancels:<worker>` | hash | id of a message it holds → claim number, signed order | as the claim |
-| `counts` | hash | how many were refused, expired, without record, or disobeyed | 90 days |
+| `counts` | hash | how many were refused, expired, without record, disobeyed … | 90 days |
 | `bell:<digest>:<kind>` | list | at most one token, which wakes one worker | 1 minute |
 | `scheduled` | zset | id → due time; the message is in its record | while not empty |
 | `waiting` | hash | task → how many of `scheduled` are its own | while not empty |

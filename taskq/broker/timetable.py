@@ -221,7 +221,7 @@ def moment(ms: int) -> str:
 
 def message_name(name: str, at_ms: int, *, by_hand: bool = False) -> str:
     """Return the id by which the message of a tick is known, or one that was asked for then."""
-    return f"{name}:{'now:' if by_hand else ''}{moment(at_ms)}"
+    return f"{name}:now:{at_ms}" if by_hand else f"{name}:{moment(at_ms)}"
 
 
 def message_before(app: str, name: str, progress: Progress) -> str | None:

@@ -27,9 +27,16 @@ OverlapWord: TypeAlias = Literal["allow", "skip", "queue", "cancel_running"]
 CatchUpWord: TypeAlias = Literal["none", "last", "all"]
 
 # An id of one of its messages, which has an instant behind it, is at most 128 long.
-MOST_NAME = 96
+MOST_NAME = 100
 # All that are due at once are read in one call.
 MOST_BYTES = 64 << 10
+
+
+# The options of a call that a definition holds.
+_GOES_WITH = frozenset({
+    "queue", "priority", "expires", "serializer", "ignore_result", "result_ttl", "headers",
+    "timeout", "hard_timeout",
+})  # fmt: skip
 
 
 class When(TypedDict, total=False):
@@ -178,9 +185,9 @@ def check_schedule(name: object) -> str:
 
 def check_call(options: Options) -> None:
     """Raise `ConfigError` for an option of a call that means nothing in a schedule."""
-    for name in ("id", "countdown", "eta"):
-        if getattr(options, name) is not None:
-            msg = f"{name} does not go with a schedule: its ticks say when, and name each message"
+    for field in dataclasses.fields(options):
+        if field.name not in _GOES_WITH and getattr(options, field.name) is not None:
+            msg = f"{field.name} does not go with a schedule: ticks say when, and name each message"
             raise ConfigError(msg)
     if isinstance(options.expires, datetime):
         msg = "expires of a schedule's call must be seconds or a timedelta: each tick has its own"

@@ -167,7 +167,7 @@ class Definition(msgspec.Struct, array_like=True, frozen=True, gc=False):
     # Older ticks are not caught up; 0 is no limit.
     window_ms: int = 0
     priority: int | None = None
-    # How long after its tick a message may start; 0: for ever.
+    # How long after it was enqueued a message may start; 0: for ever.
     expires_ms: int = 0
     timeout_ms: int | None = None
     hard_timeout_ms: int | None = None

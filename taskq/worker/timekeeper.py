@@ -261,7 +261,7 @@ class _Watch:
         if word == "ok":
             log.debug("%s: fired %d messages of %s", self.queue, fired, entry.name)
             if firing.missed:
-                log.warning("%s: %d ticks of %s were missed", self.queue, firing.missed, entry.name)
+                log.info("%s: %d ticks of %s were missed", self.queue, firing.missed, entry.name)
         elif firing.order:
             return now_ms  # another message may be the one to cancel
         return firing.due_ms or None

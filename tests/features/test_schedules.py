@@ -302,7 +302,7 @@ def test_run_now_enqueues_its_call_paused_or_not(any_shop: Shop) -> None:
         result = schedules.run_now("report")
         assert result.get(timeout=5) == result.id
     one = schedules.get("report")
-    assert result.id.startswith("report:now:20")
+    assert result.id.startswith("report:now:1")
     assert (one.fired, one.last_id, one.last_at, one.paused) == (1, result.wire_id, None, True)
 
 
@@ -516,7 +516,7 @@ def test_a_call_that_cannot_be_made_periodically_is_told(shop: Shop) -> None:
         shop.app.periodic(every=1)(shop.app.task(name="needs")(lambda x: x))
 
 
-@pytest.mark.parametrize("name", ["", "a b", "x" * 97, "a:b", "é", 5])
+@pytest.mark.parametrize("name", ["", "a b", "x" * 101, "a:b", "é", 5])
 def test_a_name_is_checked(shop: Shop, name: Any) -> None:
     with pytest.raises((ConfigError, TypeError), match="schedule name"):
         shop.app.schedules.add(name, shop.note.s(), every=1)

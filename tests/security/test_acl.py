@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,13 @@ def test_a_whole_run_asks_for_nothing_that_is_denied(users: Users, tmp_path: Pat
             client.script_flush()
         (tmp_path / "go").touch()
         assert held.get(timeout=10) == [1, 2]
+        often = app.schedules.add("often", app._unchecked("proj.add", (1, 2), None, {}), every=1)
+        until(lambda: app.schedules.get("often").fired >= 1)
+        app.schedules.pause("often", "enough")
+        app.schedules.resume("often")
+        assert app.schedules.run_now("often").get(timeout=5) == 3
+        assert app.schedules.backfill("often", often.next_at, often.next_at + timedelta(seconds=1))
+        app.schedules.remove("often")
         unknown = app.send_task("proj.nobody")
         assert not unknown.ready()
         with pytest.raises(taskq.ResultTimeout):
@@ -107,6 +115,8 @@ def test_a_whole_run_asks_for_nothing_that_is_denied(users: Users, tmp_path: Pat
     status = shell.type("status", "-A", "proj", "--json", TASKQ_URL=users.urls["watcher"])
     assert (status.returncode, status.stderr) == (0, "")
     assert len(json.loads(status.stdout)["queues"]["default"]["workers"]) == 2
+    listed = shell.type("schedule", "list", "-A", "proj", TASKQ_URL=users.urls["watcher"])
+    assert (listed.returncode, listed.stdout) == (0, "no schedules\n")
     purged = shell.type(
         "purge", "-A", "proj", "-Q", "default", "--yes", TASKQ_URL=users.urls["admin"]
     )

@@ -21,6 +21,7 @@ from taskq import (
     Result,
     Retry,
     RetryPolicy,
+    Schedule,
     Signature,
     Snapshot,
     State,
@@ -92,6 +93,18 @@ def join(*parts: str, between: str = "") -> str:
 @app.task(bind=False, name="shop.raw")
 def raw(value: Any) -> Any:
     return value
+
+
+@app.periodic(cron="*/5 * * * *", timezone="Europe/Berlin", overlap="skip", catch_up="all")
+@app.task
+def sync(x: int = 0) -> int:
+    return x
+
+
+@app.periodic(every=timedelta(minutes=5), args=("site",), kwargs={"depth": 2}, jitter=30)
+@app.task(bind=True)
+async def visit(ctx: Context, site: str, depth: int = 1) -> bytes:
+    return f"{ctx.id}{site}{depth}".encode()
 
 
 def double(number: float) -> float:
@@ -218,6 +231,23 @@ async def dead_letters() -> None:
     assert_type((await app.dead.aretry("id")).id, str)
     assert_type(app.dead.purge("id", queue="low"), int)
     assert_type(await app.dead.apurge(task="add"), int)
+
+
+async def schedules() -> None:
+    soon = datetime.now(UTC)
+    assert_type(sync.delay(1), Result[int])
+    assert_type(visit.delay("site"), Result[bytes])
+    assert_type(app.schedules.add("a", add.s(1), cron="@daily", end=soon, window=60), Schedule)
+    assert_type(await app.schedules.aadd("a", fetch.s("url"), every=60, start=soon), Schedule)
+    assert_type(app.schedules.list(queue="low"), list[Schedule])
+    assert_type(await app.schedules.alist(), list[Schedule])
+    assert_type(app.schedules.get("a").next_at, datetime | None)
+    assert_type((await app.schedules.aget("a")).fired, int)
+    app.schedules.pause("a", note="why")
+    await app.schedules.aresume("a")
+    assert_type(app.schedules.run_now("a"), Result[Any])
+    assert_type(await app.schedules.abackfill("a", soon, soon), list[Result[Any]])
+    assert_type(app.schedules.next("a", n=2), list[datetime])
 
 
 async def closing() -> None:

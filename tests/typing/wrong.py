@@ -121,6 +121,25 @@ def policy_of_text() -> None: ...
 def wait_as_number() -> None: ...
 
 
+@app.periodic(cron=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+@app.task
+def number_as_cron() -> None: ...
+
+
+@app.periodic(evry=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue, reportUntypedFunctionDecorator]
+@app.task
+def unknown_word() -> None: ...
+
+
+@app.periodic(every=5, overlap="skp")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+@app.task
+def unknown_policy() -> None: ...
+
+
+@app.periodic(every=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def no_task() -> None: ...
+
+
 async def lifespan(app: TaskQ) -> AsyncGenerator[str, None]:
     yield app.name
 
