@@ -225,15 +225,12 @@ def message_name(name: str, at_ms: int, *, by_hand: bool = False) -> str:
 
 
 def message_before(app: str, name: str, progress: Progress) -> str | None:
-    """Return the id in Redis of what was enqueued last; None where it is not of this schedule.
+    """Return by which id people know what was enqueued last; None where it is not of the schedule.
 
-    What stands there is not signed: only an id that follows from the schedule is believed.
+    What stands in Redis is not signed: only an id that follows from the schedule is believed.
     """
-    names = (
-        message_name(name, progress.last), message_name(name, progress.at, by_hand=True)
-    )  # fmt: skip
-    known = progress.id in (message.id_of(app, one) for one in names)
-    return progress.id if known else None
+    names = (message_name(name, progress.last), message_name(name, progress.at, by_hand=True))
+    return next((one for one in names if message.id_of(app, one) == progress.id), None)
 
 
 def cast(

@@ -446,12 +446,13 @@ class Schedules:
         )  # fmt: skip
         if progress is None:
             return dataclasses.replace(told, obstacle="what it fired so far cannot be read")
+        before = timetable.message_before(self._app.name, entry.name, progress)
         awaited = progress.tick and entry.due_ms is not None
         return dataclasses.replace(
             told,
             next_at=_instant(progress.tick, rule.zone) if awaited else None,
             last_at=_instant(progress.last, rule.zone) if progress.last else None,
-            last_id=None if progress.id == timetable.NO_ID else keys.address(progress.id, queue),
+            last_id=None if before is None else keys.address(before, queue),
             paused=progress.paused,
             note=progress.note or None,
             fired=progress.fired,

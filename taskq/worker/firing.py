@@ -102,11 +102,10 @@ class Firer:
         """Return the letter of the policy, and the order that it needs."""
         if overlap is not Overlap.CANCEL_RUNNING or progress.id == timetable.NO_ID:
             return overlap.value[0], b""
-        before = timetable.message_before(self._app, name, progress)
-        if before is None:
+        if timetable.message_before(self._app, name, progress) is None:
             # Somebody wrote it there: no order is signed for whatever it is.
             return Overlap.ALLOW.value[0], b""
-        order = control.give(before.encode(), _CANCELLED, self._orders, terminate=False)
+        order = control.give(progress.id.encode(), _CANCELLED, self._orders, terminate=False)
         return overlap.value[0], order
 
 

@@ -180,6 +180,24 @@ def test_what_code_declares_is_not_removed_by_hand(shell: Shell, app: TaskQ) -> 
     assert worker.stop() == 0
 
 
+def test_what_code_declares_no_more_goes_and_what_it_changes_keeps_its_counts(
+    shell: Shell, app: TaskQ
+) -> None:
+    plain = (shell.folder / "proj.py").read_text(encoding="utf-8")
+    declare(shell)
+    worker = shell.worker("proj", "-p", "1", TASKQ_LEASE="0.5")
+    count = until(lambda: fired(app))
+    shell.write("proj.py", plain + DECLARED.replace("every=1", 'cron="0 0 1 1 *"'))
+    worker.send(signal.SIGHUP)
+    until(lambda: app.schedules.get("often").rule == NEVER, 15)
+    assert fired(app) >= count
+    shell.write("proj.py", plain)
+    worker.send(signal.SIGHUP)
+    worker.says("removed the schedule often on default: proj does not declare it any more")
+    assert app.schedules.list() == []
+    assert worker.stop() == 0
+
+
 def app_call(app: TaskQ) -> Any:
     """Return a call of a task whose code is not here."""
     from taskq import Signature

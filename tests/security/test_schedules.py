@@ -126,8 +126,8 @@ def test_one_that_was_set_aside_can_be_removed_or_made_anew(shop: Shop) -> None:
         lambda: schedules.remove(NAME),
         lambda: schedules.add(NAME, shop.note.s(), every=1),
     ):
-        shop.smuggle(b"forged")
         count = shop.distrusted()
+        shop.smuggle(b"forged")
         until(lambda: shop.distrusted() > count)  # noqa: B023 - called in this round
         mend()
     until(lambda: NAME in shop.ran)
@@ -159,7 +159,6 @@ def test_nobody_is_cancelled_by_what_was_written_beside_a_schedule(shop: Shop) -
     genuine = signed(shop.seal(), word="genuine", overlap=schedule.Overlap.CANCEL_RUNNING)
     shop.smuggle(genuine, id=victim.wire_id.encode())
     until(lambda: "genuine" in shop.ran)
-    assert shop.app.schedules.get(NAME).last_id != victim.wire_id
     let_pass(0.5)
     assert victim.status is State.RUNNING
     assert victim.cancel() == "told"
