@@ -12,6 +12,7 @@ from unittest import mock
 
 from taskq.broker import commands, keys, queries, scripts
 from taskq.config import Seconds, seconds
+from taskq.errors import BrokerError
 from taskq.model import clock as clocks
 from taskq.worker.declaring import Declared
 from taskq.worker.engine import Engine, Plan
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|[smhdw])")
 _LOOK_SECONDS = 0.005
+# How long each instant is waited for once the patience is over.
+_IMPATIENCE_SECONDS = 0.05
 _one_at_a_time = threading.Lock()
 
 
@@ -35,54 +38,56 @@ class VirtualClock:
             remind.options(countdown=7200).delay()
             clock.advance("2h")
 
-    In force while `running_worker` runs, in this whole process and in no other: Redis's clock in
-    all scripts, and that of the producer and the worker. How long code takes, time limits
-    and `time.time()` are not touched; nor are the lifetimes of keys.
+    In force while `running_worker` runs, for that app, in this process and in no other:
+    Redis's clock in all scripts, and the producer's and the worker's own. How long code
+    takes, time limits and `time.time()` are not touched; nor are the lifetimes of keys.
     """
 
     def __init__(self) -> None:
         self._ahead_ms = 0
+        # Where scripts find how far it is ahead.
+        self._keys: list[str] = []
         # The worker that goes by it.
         self.worker: _Worker | None = None
 
     def now(self) -> datetime:
-        """Return the time it shows."""
-        return clocks.instant(clocks.now_ms() + (0 if self.worker else self._ahead_ms))
+        """Return the time it shows: the machine's where it is not in force."""
+        return clocks.instant(clocks.now_ms())
 
     def advance(self, by: str | Seconds, *, patience: Seconds = 10.0) -> None:
         """Put it forward by "2h", "1h30m", "90s", seconds or a `timedelta`.
 
         What falls due on the way runs at its time and in order: the clock stops there
-        until the worker has nothing left to do, but for `patience` seconds in all; then
-        time goes on over what still runs.
+        until the worker has nothing left to do. Where it has after `patience` seconds, time
+        goes on over what still runs, and stops only for a moment from then on.
         """
         worker = self.worker
         if worker is None:
             msg = "no worker runs by this clock: running_worker(app, clock=clock)"
             raise RuntimeError(msg)
         ahead_ms = self._ahead_ms + milliseconds(by)
-        until = clocks.monotonic() + seconds("patience", patience)
-        worker.run_what_is_due(until)
-        while self._ahead_ms < ahead_ms:
+        wait = seconds("patience", patience)
+        while True:
+            if not worker.run_what_is_due(wait):
+                wait = min(wait, _IMPATIENCE_SECONDS)
+            if self._ahead_ms == ahead_ms:
+                return
             due_ms = worker.next_due()
             left_ms = ahead_ms - self._ahead_ms
             if due_ms is not None:
                 left_ms = min(left_ms, max(0, due_ms - clocks.now_ms()) + 1)
-            self._ahead_ms += left_ms
-            worker.run_what_is_due(until)
+            self._put(worker.app, self._ahead_ms + left_ms)
 
     @contextlib.contextmanager
-    def in_force(self) -> Generator[None]:
-        """Let all of taskq in this process go by it until the block ends."""
+    def in_force(self, app: TaskQ, queues: Iterable[str]) -> Generator[None]:
+        """Let an app's queues, and all of taskq in this process, go by it until the block ends."""
         if not _one_at_a_time.acquire(blocking=False):
             msg = "another virtual clock is in use in this process"
             raise RuntimeError(msg)
         # Nothing in production asks whether there is such a clock: these are put in the
-        # place of what they call.
+        # place of what it calls.
         own_now = clocks.now_ms
-
-        def load(name: str) -> scripts.Script:
-            return scripts.load_ahead(name, self._ahead_ms * 1000)
+        self._keys = [keys.ahead(app.name, queue) for queue in {*app.queues, *queues}]
 
         def now_ms() -> int:
             return own_now() + self._ahead_ms
@@ -92,14 +97,27 @@ class VirtualClock:
 
         try:
             with (
-                mock.patch.object(scripts, "load", load),
+                mock.patch.object(scripts, "load", scripts.load_ahead),
                 mock.patch.object(clocks, "now_ms", now_ms),
                 mock.patch.object(clocks, "now", now),
             ):
+                # What a test left that was killed.
+                self._put(app, 0)
                 yield
         finally:
             self.worker = None
+            with contextlib.suppress(BrokerError):
+                self._put(app, 0)
             _one_at_a_time.release()
+
+    def _put(self, app: TaskQ, ahead_ms: int) -> None:
+        """Let it be so far ahead of Redis's clock in all scripts, and of the machine's."""
+        self._ahead_ms = ahead_ms
+        for key in self._keys:
+            if ahead_ms:
+                app.broker.call("SET", key, ahead_ms * 1000, "EX", 86_400)
+            else:
+                app.broker.call("DEL", key)
 
 
 def milliseconds(span: str | Seconds) -> int:
@@ -118,14 +136,14 @@ class _Worker:
 
     def __init__(self, engine: Engine, timekeeper: Timekeeper) -> None:
         self._engine, self._timekeeper = engine, timekeeper
-        self._app, self._queues = engine.app, engine.plan.queues
+        self.app, self._queues = engine.app, engine.plan.queues
 
     def next_due(self) -> int | None:
         """Return when the next message or tick is due; what is due already is not meant."""
         after = f"({clocks.now_ms()}"
         found = [
-            self._app.broker.call(
-                "ZRANGEBYSCORE", key(self._app.name, queue), after, "+inf",
+            self.app.broker.call(
+                "ZRANGEBYSCORE", key(self.app.name, queue), after, "+inf",
                 "WITHSCORES", "LIMIT", 0, 1,
             )
             for queue in self._queues
@@ -133,9 +151,9 @@ class _Worker:
         ]  # fmt: skip
         return min((int(float(one[1])) for one in found if one), default=None)
 
-    def run_what_is_due(self, until: float) -> None:
-        """Let it run, until nothing is left to do or until a monotonic instant."""
-        app, lease_ms = self._app, round(self._app.config.lease * 1000)
+    def run_what_is_due(self, wait: float) -> bool:
+        """Let it run, for so many seconds; return whether nothing is left to do."""
+        app, lease_ms = self.app, round(self.app.config.lease * 1000)
         # As one that lived through the time that was left out would have done.
         for queue, member in self._engine.exchange.members().items():
             renew = commands.renew(
@@ -143,13 +161,17 @@ class _Worker:
             )
             app.broker.run(renew)
         self._engine.look()
-        while self._is_busy() and clocks.monotonic() < until:
+        until = clocks.monotonic() + wait
+        while self._is_busy():
+            if clocks.monotonic() > until:
+                return False
             self._timekeeper.look()
             clocks.sleep(_LOOK_SECONDS)
+        return True
 
     def _is_busy(self) -> bool:
         """Whether something runs, or waits for this worker."""
-        app, now = self._app, clocks.now_ms()
+        app, now = self.app, clocks.now_ms()
         # Twice: one queue may hand something to another that was looked at before it.
         for queue in (*self._queues, *self._queues):
             if app.broker.call("ZCOUNT", keys.ticks(app.name, queue), "-inf", now):
@@ -177,8 +199,10 @@ def running_worker(
     With `url` the app is pointed there for the length of the block: `memory://` needs
     no server and the `test` extra. With `clock` it goes by that.
     """
-    with _pointed_at(app, url), clock.in_force() if clock else contextlib.nullcontext():
-        plan = Plan(tuple(queues or app.queues), threads, coroutines, "test-worker")
+    served = tuple(queues or app.queues)
+    timed = clock.in_force(app, served) if clock else contextlib.nullcontext()
+    with _pointed_at(app, url), timed:
+        plan = Plan(served, threads, coroutines, "test-worker")
         engine = Engine(app, plan)
         maintenance = Maintenance(
             app.name,

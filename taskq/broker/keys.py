@@ -33,6 +33,7 @@ of a cluster. The scripts get the base as KEYS[1] and append the names below.
 | `ticks` | zset | name of a schedule that goes on → when its next tick is fired | the same |
 | `declared` | zset | name of a schedule in code → until when a worker vouches for it | the same |
 | `agenda` | channel | the name of a schedule that was made or changed | |
+| `ahead` | string | µs by which a test's clock is ahead of Redis's; tests alone use it | 1 day |
 """
 
 from __future__ import annotations
@@ -87,6 +88,11 @@ def done(app: str, queue: str, id: str) -> str:
 def ticks(app: str, queue: str) -> str:
     """Return the key of when the next tick of each schedule is due."""
     return f"{base(app, queue)}ticks"
+
+
+def ahead(app: str, queue: str) -> str:
+    """Return the key of how far the clock of a test is ahead of Redis's."""
+    return f"{base(app, queue)}ahead"
 
 
 def agenda(app: str, queue: str) -> str:

@@ -10,12 +10,12 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Mapping
 from importlib import resources
 
 _LIBRARY_ORDER = (
     "core",
     "clock",
+    "ahead",
     "counts",
     "records",
     "cancels",
@@ -40,25 +40,23 @@ class Script:
 @functools.cache
 def load(name: str) -> Script:
     """Return the script of that name."""
-    return _joined(name, {})
+    return _joined(name, set())
 
 
-@functools.lru_cache(maxsize=256)
-def load_ahead(name: str, ahead_us: int) -> Script:
-    """Return the same script with a clock that is ahead of Redis's own; for tests."""
-    shift = f"now_us = now_us + {ahead_us}\nnow = math.floor(now_us / 1000)"
-    return _joined(name, {"clock": shift})
+@functools.cache
+def load_ahead(name: str) -> Script:
+    """Return the same script with a test's clock, which may be ahead of Redis's own."""
+    return _joined(name, {"ahead"})
 
 
-def _joined(name: str, more: Mapping[str, str]) -> Script:
-    """Return a script with the pieces that it uses, and what is to follow some of them."""
+def _joined(name: str, more: set[str]) -> Script:
+    """Return a script with the pieces that it uses, and more where it uses the clock."""
     own = source(name)
     used = re.search(r"^-- use: (.*)$", own, re.MULTILINE)
-    wanted = used.group(1).split() if used else []
-    parts: list[str] = []
-    for piece in _LIBRARY_ORDER:
-        if piece in wanted:
-            parts += [source(f"lib/{piece}"), *([more[piece]] if piece in more else ())]
+    wanted = {*used.group(1).split()} if used else set[str]()
+    if "clock" in wanted:
+        wanted |= more
+    parts = [source(f"lib/{piece}") for piece in _LIBRARY_ORDER if piece in wanted]
     # A chunk of its own for each piece would cost a function call; `do` blocks would hide
     # the locals. So the pieces are joined as they are.
     own = re.sub(

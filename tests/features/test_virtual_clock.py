@@ -13,6 +13,7 @@ import pytest
 from tenacity import stop_after_attempt, wait_fixed
 
 from taskq import Context, Expired, RetryPolicy, State, TaskQ
+from taskq.broker import keys, scripts
 from taskq.model import clock as clocks
 from taskq.testing import VirtualClock, milliseconds, running_worker
 
@@ -208,9 +209,32 @@ def test_time_is_real_again_when_the_worker_has_gone(app: TaskQ) -> None:
     with running_worker(app, clock=clock):
         clock.advance("1d")
         assert clocks.now() - time.time() > 86_000
+        assert app.broker.call("GET", keys.ahead(app.name, "default")) is not None
     assert clocks.now_ms is before
+    assert app.broker.call("GET", keys.ahead(app.name, "default")) is None
     with pytest.raises(RuntimeError, match="no worker runs by this clock"):
         clock.advance("1h")
+
+
+def test_in_production_no_script_asks_for_it() -> None:
+    for name in scripts.names():
+        own, shifted = scripts.load(name).text, scripts.load_ahead(name).text
+        assert "'ahead'" not in own
+        assert ("'ahead'" in shifted) == ("call('TIME')" in own)
+        assert shifted.replace(scripts.source("lib/ahead") + "\n", "") == own
+
+
+def test_what_a_killed_test_left_is_not_taken_for_time(app: TaskQ) -> None:
+    clock = VirtualClock()
+
+    @app.task
+    def remind() -> None: ...
+
+    app.broker.call("SET", keys.ahead(app.name, "default"), 86_400_000_000)
+    with running_worker(app, clock=clock):
+        result = remind.options(countdown=HOUR).delay()
+        clock.advance("10m")
+        assert result.status is State.SCHEDULED
 
 
 def test_one_clock_is_in_use_at_a_time(app: TaskQ) -> None:
