@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from taskq.broker import keys, timetable
 from taskq.broker.connection import Endpoint
@@ -20,20 +20,20 @@ from taskq.model import clock
 from taskq.model.signing import BadSignature, Keyring, UnknownKey
 from taskq.model.words import printable
 from taskq.worker.declaring import Declared, Declarer
+from taskq.worker.ear import Ear
 from taskq.worker.firing import Firer
 
 log = logging.getLogger("taskq.worker")
 
 # At least so often each queue is looked at: what a lost announcement costs.
 _LOOK_SECONDS = 5.0
-# So often while a tick waits until the message before is over.
+# When to look at a tick that waits, before it can be heard that the message before it is over.
 _WAIT_MS = 500
 # How long it goes on leaving out what cannot be fired here.
 _IGNORE_SECONDS = 60.0
 _TELL_SECONDS = 60.0
 # A declaration outlives the worker that vouched for it by so many leases.
 _DECLARED_LEASES = 4
-_EAR_SECONDS = 1.0
 
 
 class Timekeeper:
@@ -60,7 +60,7 @@ class Timekeeper:
         # What others say of the app; taken over by the thread before its next round.
         self._news: tuple[list[str], Keyring, Declared] | None = None
         self.refresh(queues, keyring, declared)
-        self._ear = _Ear(app, endpoint, self._queues, self._hear)
+        self._ear = Ear(app, endpoint, self._queues, self._hear)
         self._thread = threading.Thread(target=self.run, name="taskq-schedules", daemon=True)
 
     def start(self) -> None:
@@ -117,7 +117,7 @@ class Timekeeper:
         for watch in self._watches.values():
             if watch.changed or watch.look_at <= now:
                 try:
-                    watch.look(self._line, self._lease)
+                    watch.look(self._line, self._lease, self._ear)
                     watch.ails = False
                 except BrokerError as error:
                     if not watch.ails:
@@ -169,7 +169,7 @@ class _Watch:
         self._told.clear()
         self.look_at = self._vouch_at = 0.0
 
-    def look(self, line: Line, lease: float) -> None:
+    def look(self, line: Line, lease: float, ear: Ear) -> None:
         """Fire what is due, and note when to look again.
 
         Raises:
@@ -197,20 +197,20 @@ class _Watch:
             self._vouch_at = seen + lease
             self._declarer.miss(agenda.gone)
             self._declarer.clear_away(agenda.lapsed, self._firer)
-        next_ms = self._fire_all(line, agenda)
+        next_ms = self._fire_all(line, agenda, ear)
         left = min(_LOOK_SECONDS, lease) if self._declarer.names else _LOOK_SECONDS
         if next_ms is not None:
             # One more: what the clock says was cut off.
             left = min(left, max(0, next_ms - agenda.now_ms + 1) / 1000)
         self.look_at = seen if agenda.gone else seen + left
 
-    def _fire_all(self, line: Line, agenda: Agenda) -> int | None:
+    def _fire_all(self, line: Line, agenda: Agenda, ear: Ear) -> int | None:
         """Fire what is due; return when the next tick is, by Redis's clock."""
         times = [] if agenda.next_ms is None else [agenda.next_ms]
         unproven: list[Entry] = []
         for entry in agenda.due:
             try:
-                at = self._fire(line, entry, agenda.now_ms)
+                at = self._fire(line, entry, agenda.now_ms, ear)
                 times += [] if at is None else [at]
             except BadSignature as error:
                 # Maintenance tells people, once a minute: whoever forges can forge many.
@@ -249,7 +249,7 @@ class _Watch:
             self.queue, printable(entry.name), printable(why),
         )  # fmt: skip
 
-    def _fire(self, line: Line, entry: Entry, now_ms: int) -> int | None:
+    def _fire(self, line: Line, entry: Entry, now_ms: int, ear: Ear) -> int | None:
         """Fire what is due of a schedule, unless another one does; return when to look again."""
         if entry.progress is None:
             msg = "what it fired so far cannot be read"
@@ -257,7 +257,8 @@ class _Watch:
         firing = self._firer.firing(entry, entry.progress, now_ms)
         word, fired = line.run(timetable.fire(self._base, entry.name, entry.progress, firing))
         if word == "wait":
-            return now_ms + _WAIT_MS
+            heard = ear.await_end(self.queue, entry.progress.id)
+            return None if heard else now_ms + _WAIT_MS
         if word == "ok":
             log.debug("%s: fired %d messages of %s", self.queue, fired, entry.name)
             if firing.missed:
@@ -265,53 +266,3 @@ class _Watch:
         elif firing.order:
             return now_ms  # another message may be the one to cancel
         return firing.due_ms or None
-
-
-class _Ear:
-    """A thread that listens for schedules that are made or changed."""
-
-    def __init__(
-        self,
-        app: str,
-        endpoint: Endpoint,
-        queues: Callable[[], list[str]],
-        heard: Callable[[str], None],
-    ) -> None:
-        self._app, self._queues, self._heard = app, queues, heard
-        self._line = Line(endpoint)
-        self._stopped = threading.Event()
-        self._channels: dict[bytes, str] = {}
-        self._thread = threading.Thread(
-            target=self._listen, name="taskq-schedules-ear", daemon=True
-        )
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let the thread end, some time soon: it may be listening."""
-        self._stopped.set()
-
-    def _listen(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._hear()
-            except BrokerError as error:
-                log.debug("schedules: %s", error)
-                self._channels = {}
-                self._stopped.wait(0.2 + secrets.randbelow(800) / 1000)
-        self._line.close()
-
-    def _hear(self) -> None:
-        wanted = {keys.agenda(self._app, one).encode(): one for one in self._queues()}
-        new = [channel for channel in wanted if channel not in self._channels]
-        if new:
-            self._line.send("SUBSCRIBE", *new)
-        self._channels |= wanted
-        if not self._channels:
-            self._stopped.wait(_EAR_SECONDS / 4)
-        elif self._line.hears(_EAR_SECONDS):
-            # A subscription as well: something may have been told before it.
-            _, channel, *_ = self._line.receive()
-            self._heard(self._channels.get(channel, ""))

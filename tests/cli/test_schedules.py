@@ -144,23 +144,15 @@ def test_the_verbs_for_programs(shell: Shell, app: TaskQ) -> None:
 
 WRONG = [
     (("add", "x", "add", "1", "2"), "a schedule needs cron= or every="),
-    (("add", "x", "add", "1", "2", "--cron", "61 * * * *"), "bad minute"),
     (("add", "x", "add", "1", "2", "--cron", NEVER, "--timezone", "Europe/Berln"), "Europe/Berlin"),
-    (("add", "x", "add", "1", "2", "--every", "0.5"), "1 second to ten years"),
     (("add", "x", "add", "1", "2", "--every", "5 days"), "is no duration"),
     (("add", "x", "add", "1", "2", "--every", "5", "--start", "2026-01-01T00:00"), "with its zone"),
-    (("add", "x", "add", "1", "2", "--every", "5", "--end", "soon"), "is no instant"),
     (("add", "x", "add", "1", "2", "--every", "5", "--overlap", "skp"), "did you mean 'skip'"),
-    (("add", "x", "add", "1", "2", "--every", "5", "--catch-up", "lst"), "did you mean 'last'"),
     (("add", "x", "add", "1", "--every", "5"), "missing a required argument: 'y'"),
-    (("add", "x", "ad", "1", "2", "--every", "5"), "did you mean 'add'"),
     (("add", "a b", "add", "1", "2", "--every", "5"), "schedule name 'a b'"),
     (("add", "x", "add", "1", "2", "--every", "5", "-Q", "nope"), "nobody declared the queue"),
     (("pause", "x"), "there is no schedule 'x'"),
-    (("resume", "x@mail"), "there is no schedule 'x@mail'"),
     (("remove", "x@nope"), "nobody declared the queue"),
-    (("run", "x"), "there is no schedule 'x'"),
-    (("next", "x"), "there is no schedule 'x'"),
     (("backfill", "x", "2026-01-02T00:00Z", "2026-01-01T00:00Z"), "must be after start"),
     (("list", "-Q", "nope"), "nobody declared the queue"),
 ]

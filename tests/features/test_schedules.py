@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -175,6 +176,21 @@ def test_queue_runs_each_tick_after_the_one_before(shop: Shop) -> None:
         ticks = until(lambda: found if len(found := shop.ticks("held")) >= 4 else None, 8)
     assert consecutive(ticks)
     assert shop.most_at_once == 1
+
+
+def test_what_waits_is_fired_as_soon_as_the_message_before_is_over(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is heard: no look is due meanwhile."""
+    schedules = shop.app.schedules
+    schedules.add("held", shop.hold.s(), every=1, overlap="queue")
+    with running_worker(shop.app):
+        until(lambda: shop.ticks("held"))
+        let_pass(3.5)
+        began = time.monotonic()
+        shop.go.set()
+        until(lambda: len(shop.ticks("held")) >= 3)
+        assert time.monotonic() - began < 1
 
 
 def test_cancel_running_stops_the_message_before(shop: Shop) -> None:
