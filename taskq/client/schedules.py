@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack
 
 from taskq.broker import commands, keys, timetable
 from taskq.broker.commands import Command, Outgoing
-from taskq.broker.connection import Interrupted
 from taskq.broker.timetable import Entry
 from taskq.client.periodic import Timing, When, check_schedule, define
 from taskq.client.result import Result
 from taskq.client.signature import Signature
 from taskq.config import nearest
-from taskq.errors import BrokerError, ConfigError, DuplicateMessage, EnqueueUncertain, ScheduleError
+from taskq.errors import (
+    BrokerError,
+    ConfigError,
+    DuplicateMessage,
+    EnqueueUncertain,
+    Interrupted,
+    ScheduleError,
+)
 from taskq.model import clock, schedule
 from taskq.model.cron import zone_of
 from taskq.model.retry import aware
@@ -445,7 +451,9 @@ class Schedules:
             declared_by=definition.owner or None,
         )  # fmt: skip
         if progress is None:
-            return dataclasses.replace(told, obstacle="what it fired so far cannot be read")
+            return dataclasses.replace(
+                told, obstacle="what it fired so far cannot be read: add it again"
+            )
         before = timetable.message_before(self._app.name, entry.name, progress)
         awaited = progress.tick and entry.due_ms is not None
         return dataclasses.replace(

@@ -431,7 +431,13 @@ def test_what_no_script_wrote_is_told_from_progress(book: Book) -> None:
     for wrong in ("", "x", "-" * 118, "1" * 116, "\0" * 200):
         book.queue.call("HSET", "fires", NAME, wrong)
         entry = book.entry()
-        assert entry is None or entry.progress is None, wrong
+        assert entry is not None
+        assert entry.progress is None, wrong
+        assert book.due() == []
+        assert book.queue.run(timetable.suspend(book.queue.base, NAME, "")) == "no"
+        assert book.agenda(HOUR_MS, names=[NAME]).gone == [NAME]
+    assert book.plan(definition=b"another") == "ok"
+    assert book.due() == [NAME]
 
 
 def test_a_full_server_refuses_a_tick_and_tears_nothing(full: FullQueue) -> None:

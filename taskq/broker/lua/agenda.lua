@@ -14,7 +14,7 @@ for i = 4, at - 1 do skipped[ARGV[i]] = true end
 call('ZREM', base .. 'declared', '')
 if declared > 0 then
   for i = at, #ARGV do
-    if call('HEXISTS', base .. 'fires', ARGV[i]) == 1 then
+    if state_of(ARGV[i]) then
       call('ZADD', base .. 'declared', digits(now + declared), ARGV[i])
     else
       gone[#gone + 1] = ARGV[i]
@@ -36,7 +36,7 @@ for _, name in ipairs(due) do
     if definition and state then
       out[#out + 1], out[#out + 2], out[#out + 3] = name, definition, state
     else
-      -- Redis lost a part of it.
+      -- Redis lost a part of it, or somebody spoilt it.
       call('ZREM', base .. 'ticks', name)
     end
   end

@@ -2,7 +2,7 @@
 -- KEYS  base
 -- ARGV  cursor most (name)*
 -- Returns {now cursor (name definition state due declared)*}    cursor: of the next page, '0' the end
--- use: core clock schedules
+-- use: core clock
 -- due, declared  when the next tick is to be fired, until when some worker's code vouches; or ''
 local out, names = {digits(now), '0'}, {}
 if #ARGV > 2 then
@@ -13,7 +13,7 @@ else
   for i = 1, #page[2], 2 do names[#names + 1] = page[2][i] end
 end
 for _, name in ipairs(names) do
-  local state = state_of(name)
+  local state = call('HGET', base .. 'fires', name)
   if state then
     out[#out + 1], out[#out + 2] = name, call('HGET', base .. 'schedules', name) or ''
     out[#out + 1], out[#out + 2] = state, call('ZSCORE', base .. 'ticks', name) or ''
