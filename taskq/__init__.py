@@ -6,8 +6,8 @@ The README shows it; `ARCHITECTURE.md` is the map.
 from taskq.client.app import TaskQ
 from taskq.client.dead import DeadLetter
 from taskq.client.gather import agather, as_completed, gather
+from taskq.client.outlook import Schedule
 from taskq.client.result import Result
-from taskq.client.schedules import Schedule
 from taskq.client.signature import Signature
 from taskq.client.snapshot import Snapshot
 from taskq.client.task import Task

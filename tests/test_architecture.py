@@ -19,7 +19,7 @@ DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
-MAX_PUBLIC_NAMES = 40
+MAX_PUBLIC_NAMES = 44
 # The options of a task and of a call, spelt out for the type checkers; and constructors.
 MANY_PARAMETERS = {"__init__", "apply_async", "options", "send_task", "task"}
 NOT_NOUNS = {"common", "compat", "constants", "types", "utils"}

@@ -21,8 +21,8 @@ from taskq.cli.send import keywords_of, task_of, value_of
 from taskq.cli.work import LEVELS
 from taskq.client.app import TaskQ
 from taskq.client.loader import load_app
+from taskq.client.outlook import Schedule
 from taskq.client.result import Result
-from taskq.client.schedules import Schedule
 from taskq.config import NAME
 from taskq.errors import ScheduleError
 from taskq.model.schedule import CatchUp, Overlap

@@ -23,13 +23,13 @@ NEVER = "0 0 1 1 *"
 
 
 def ok(shell: Shell, *words: str) -> str:
-    done = shell.type("schedule", *words, "-A", "proj")
+    done = shell.say("schedule", *words, "-A", "proj")
     assert (done.returncode, done.stderr) == (0, ""), words
     return done.stdout
 
 
 def refused(shell: Shell, *words: str) -> str:
-    done = shell.type("schedule", *words, "-A", "proj")
+    done = shell.say("schedule", *words, "-A", "proj")
     assert (done.returncode, done.stdout) in ((1, ""), (2, "")), (words, done.stdout)
     assert "Traceback" not in done.stderr
     return done.stderr
@@ -81,16 +81,16 @@ def test_beat_fires_and_runs_nothing_until_it_is_told_to_stop(
 
 
 def test_beat_says_in_a_line_why_it_cannot_begin(shell: Shell) -> None:
-    assert "which app?" in shell.type("beat").stderr
+    assert "which app?" in shell.say("beat").stderr
     for words, text in (
         (("beat", "nothing"), "no module named 'nothing'"),
         (("beat", "proj", "-Q", "a b"), "queue names"),
         (("beat", "proj", "-n", "a b"), "--name"),
     ):
-        done = shell.type(*words)
+        done = shell.say(*words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert text in done.stderr
-    done = shell.type("beat", "proj", TASKQ_URL="memory://")
+    done = shell.say("beat", "proj", TASKQ_URL="memory://")
     assert "memory:// lives in one process" in done.stderr
 
 
@@ -135,7 +135,7 @@ def test_the_verbs_for_programs(shell: Shell, app: TaskQ) -> None:
     assert app.result(id).status == "QUEUED"
     ids = said("backfill", "daily", "2026-01-01T00:00:00Z", "2026-01-03T00:00:00Z")
     assert ids == ["daily:2026-01-01T00:00:00Z", "daily:2026-01-02T00:00:00Z"]
-    done = shell.type("schedule", "remove", "daily", "dayly", "--json", "-A", "proj")
+    done = shell.say("schedule", "remove", "daily", "dayly", "--json", "-A", "proj")
     assert done.returncode == 1
     answer = json.loads(done.stdout)
     assert answer["done"] == {"daily": "removed"}
@@ -172,6 +172,7 @@ def test_what_code_declares_is_not_removed_by_hand(shell: Shell, app: TaskQ) -> 
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_what_code_declares_no_more_goes_and_what_it_changes_keeps_its_counts(
     shell: Shell, app: TaskQ
 ) -> None:

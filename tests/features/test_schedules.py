@@ -165,6 +165,7 @@ def test_skip_leaves_out_the_ticks_of_a_message_that_is_not_over(shop: Shop) -> 
     assert shop.most_at_once == 1
 
 
+@pytest.mark.slow
 def test_queue_runs_each_tick_after_the_one_before(shop: Shop) -> None:
     schedules = shop.app.schedules
     schedules.add("held", shop.hold.s(), every=1, overlap="queue")
@@ -178,6 +179,7 @@ def test_queue_runs_each_tick_after_the_one_before(shop: Shop) -> None:
     assert shop.most_at_once == 1
 
 
+@pytest.mark.slow
 def test_what_waits_is_fired_as_soon_as_the_message_before_is_over(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +391,7 @@ class Code:
         self.job = self.app.task(name="job")(job)
 
 
+@pytest.mark.slow
 def test_a_declaration_belongs_to_its_module(namespace: str, redis_url: str) -> None:
     """It goes when the module does not declare it any more, and none that did so lives."""
     first, second, other = (
