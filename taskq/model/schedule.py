@@ -32,6 +32,10 @@ _TAG_AT = 1 + KEY_ID_BYTES
 _BODY_AT = _TAG_AT + TAG_BYTES
 
 
+class Unreadable(BadSignature):
+    """What is signed by us, and cannot be read here; perhaps by a later version."""
+
+
 class Overlap(StrEnum):
     """What is done at a tick while the message of the tick before is not over."""
 
@@ -207,7 +211,8 @@ def read(raw: bytes, name: str, seal: Seal) -> Definition:
 
     Raises:
         UnknownKey: they name a key that is not held here.
-        BadSignature: they are not ours, of another name, or unreadable.
+        BadSignature: they are not ours, or of another name.
+        Unreadable: they are ours, and of a version that says what this one does not know.
 
     """
     body = rest_of(raw, _BODY_AT)
@@ -216,7 +221,7 @@ def read(raw: bytes, name: str, seal: Seal) -> Definition:
         return _decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         msg = f"unreadable schedule: {str(error)[:200]}"
-        raise BadSignature(msg) from error
+        raise Unreadable(msg) from error
 
 
 def check_window(catch_up: CatchUp, window: Seconds | None) -> int:

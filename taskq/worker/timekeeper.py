@@ -17,6 +17,7 @@ from taskq.broker.sync import Line
 from taskq.broker.timetable import Agenda, Entry
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError
 from taskq.model import clock
+from taskq.model.schedule import Unreadable
 from taskq.model.signing import BadSignature, Keyring, UnknownKey
 from taskq.model.words import printable
 from taskq.worker.declaring import Declared, Declarer
@@ -124,6 +125,10 @@ class Timekeeper:
                         log.warning("schedules on %s wait: %s", watch.queue, error)
                     watch.ails = True
                     watch.look_at = clock.monotonic() + 0.5 + secrets.randbelow(500) / 1000
+                except Exception:
+                    # What is wrong with one queue must not keep the others from being fired.
+                    log.exception("schedules on %s", watch.queue)
+                    watch.look_at = clock.monotonic() + _LOOK_SECONDS
         if not any(watch.ails for watch in self._watches.values()):
             self.ready.set()
         at = min((watch.look_at for watch in self._watches.values()), default=now + _LOOK_SECONDS)
@@ -212,6 +217,8 @@ class _Watch:
             try:
                 at = self._fire(line, entry, agenda.now_ms, ear)
                 times += [] if at is None else [at]
+            except Unreadable as error:
+                self._ignore(entry, error)
             except BadSignature as error:
                 # Maintenance tells people, once a minute: whoever forges can forge many.
                 log.debug("%s: the schedule %s: %s", self.queue, printable(entry.name), error)

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from taskq import Context, State, TaskQ
@@ -150,6 +151,19 @@ def test_an_unknown_key_is_left_to_others_and_told_once(
         assert "unknown key" in told[0]
         with running_worker(new.app):
             until(lambda: "second" in new.ran)
+
+
+def test_what_a_later_version_has_signed_is_left_to_it(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = msgspec.msgpack.encode(
+        [["", 3600_000], "note", "json", b'[["later"],{}]', "some new word"]
+    )
+    shop.smuggle(shop.seal().stamp(NAME.encode(), body) + body)
+    until(lambda: "unreadable schedule" in caplog.text)
+    assert shop.distrusted() == 0
+    assert shop.app.broker.call("ZSCORE", f"{shop.base}ticks", NAME) is not None
+    assert shop.ran == []
 
 
 def test_nobody_is_cancelled_by_what_was_written_beside_a_schedule(shop: Shop) -> None:
