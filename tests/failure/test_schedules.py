@@ -21,7 +21,7 @@ from tests.failure.scene import MODULE, Scene
 EVERY_SECOND = "* * * * * *"
 NAME = "often"
 # As much as Redis's own clock, each.
-SKEWS = (-3.0, -1.5, 0.0, 1.5, 3.0)
+SKEWS = (-5.0, -2.5, 0.0, 2.5, 5.0)
 
 
 class Beats:
