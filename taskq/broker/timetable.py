@@ -249,11 +249,14 @@ def cast(
     """
     one, id = definition, message_name(name, at_ms, by_hand=by_hand)
     headers = {**(one.headers or {}), NAME_HEADER: name, TICK_HEADER: moment(at_ms)}
+    expires_ms = now_ms + one.expires_ms if one.expires_ms else 0
+    deadline_ms = now_ms + one.deadline_ms if one.deadline_ms else None
+    if deadline_ms:
+        expires_ms = min(expires_ms or deadline_ms, deadline_ms)
     envelope = Envelope(
         one.task, now_ms, one.serializer, one.body, id, one.ignore_result, one.result_ttl_ms,
-        headers, one.timeout_ms, one.hard_timeout_ms,
+        headers, one.timeout_ms, one.hard_timeout_ms, deadline_ms,
     )  # fmt: skip
-    expires_ms = now_ms + one.expires_ms if one.expires_ms else 0
     cast = Message(message.id_of(app, id), expires_ms, envelope)
     priority = keys.DEFAULT_PRIORITY if one.priority is None else one.priority
     label = records.label(records.mark_of(one.task), expires_ms)

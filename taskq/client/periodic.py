@@ -35,7 +35,7 @@ MOST_BYTES = 64 << 10
 # The options of a call that a definition holds.
 _GOES_WITH = frozenset({
     "queue", "priority", "expires", "serializer", "ignore_result", "result_ttl", "headers",
-    "timeout", "hard_timeout",
+    "timeout", "hard_timeout", "deadline",
 })  # fmt: skip
 
 
@@ -163,6 +163,7 @@ def define(
         timing.window_ms, options.priority, _ms("expires", options.expires) or 0, _ms("", soft),
         _ms("", hard), _ms("result_ttl", options.result_ttl), options.ignore_result,
         dict(options.headers) if options.headers else None, owner, created_ms,
+        _ms("deadline", options.deadline) or 0,
     )  # fmt: skip
     raw = sign(definition, name, app.seal(Domain.SCHEDULE, call.queue))
     if len(raw) > MOST_BYTES:
@@ -189,9 +190,12 @@ def check_call(options: Options) -> None:
         if field.name not in _GOES_WITH and getattr(options, field.name) is not None:
             msg = f"{field.name} does not go with a schedule: ticks say when, and name each message"
             raise ConfigError(msg)
-    if isinstance(options.expires, datetime):
-        msg = "expires of a schedule's call must be seconds or a timedelta: each tick has its own"
-        raise ConfigError(msg)
+    for name, value in (("expires", options.expires), ("deadline", options.deadline)):
+        if isinstance(value, datetime):
+            msg = (
+                f"{name} of a schedule's call must be seconds or a timedelta: each tick has its own"
+            )
+            raise ConfigError(msg)
 
 
 def _word(name: str, kind: type[E], value: object) -> E:

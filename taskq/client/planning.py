@@ -20,9 +20,9 @@ from taskq.client.signature import Signature
 from taskq.config import nearest
 from taskq.errors import ConfigError, DuplicateMessage, EnqueueUncertain, Interrupted, ScheduleError
 from taskq.model import clock
-from taskq.model.retry import aware
 from taskq.model.schedule import Definition
 from taskq.model.signing import Domain
+from taskq.model.times import aware
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ

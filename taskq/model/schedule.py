@@ -20,8 +20,9 @@ from taskq.config import Seconds, seconds
 from taskq.errors import ConfigError
 from taskq.model import clock
 from taskq.model.cron import DEFAULT_ZONE, check_expression, next_match, zone_of
-from taskq.model.retry import MAX_DELAY, aware
+from taskq.model.retry import MAX_DELAY
 from taskq.model.signing import KEY_ID_BYTES, TAG_BYTES, BadSignature, Seal, rest_of
+from taskq.model.times import aware
 
 # A tick that is fired so late is on time: a scheduler looks every few seconds.
 GRACE_MS = 10_000
@@ -181,6 +182,8 @@ class Definition(msgspec.Struct, array_like=True, frozen=True, gc=False):
     # The module that declares it; empty for one made at run time.
     owner: str = ""
     created_ms: int = 0
+    # How long after it was enqueued all of its work must have ended; 0: no matter.
+    deadline_ms: int = 0
 
     def __repr__(self) -> str:
         """Name task and rule, and show no argument or header."""

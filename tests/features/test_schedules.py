@@ -154,6 +154,21 @@ def test_arguments_and_options_of_the_call_are_its_own(shop: Shop) -> None:
     assert shop.app.schedules.list("default") == []
 
 
+def test_each_tick_has_a_deadline_and_an_expiry_of_its_own(shop: Shop) -> None:
+    seen: list[Any] = []
+
+    @shop.app.task(name="urgent", bind=True, deadline=30, expires=60)
+    def urgent(ctx: Context) -> None:
+        seen.append(ctx.deadline)
+
+    shop.app.schedules.add("urgent", urgent.s(), every=1)
+    with running_worker(shop.app):
+        until(lambda: len(seen) == 2)
+    first, second = seen
+    assert abs(first - datetime.now(UTC)) < timedelta(seconds=40)
+    assert timedelta(milliseconds=800) < second - first < timedelta(seconds=3)
+
+
 def test_skip_leaves_out_the_ticks_of_a_message_that_is_not_over(shop: Shop) -> None:
     schedules = shop.app.schedules
     schedules.add("held", shop.hold.s(), every=1, overlap="skip")
@@ -525,6 +540,8 @@ def test_a_call_that_cannot_be_made_periodically_is_told(shop: Shop) -> None:
             add("report", note.options(**options).s(), every=1)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="expires of a schedule's call"):
         add("report", note.options(expires=datetime.now(UTC) + SECOND).s(), every=1)
+    with pytest.raises(ConfigError, match="deadline of a schedule's call"):
+        add("report", note.options(deadline=datetime.now(UTC) + SECOND).s(), every=1)
     with pytest.raises(ConfigError, match="may have 65,536"):
         add("report", note.s("x" * 70_000), every=1)
     with pytest.raises(TypeError, match="a schedule is of a call"):
