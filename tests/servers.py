@@ -186,10 +186,9 @@ class Server:
         if self._process is not None:
             msg = f"the server already runs, or died by itself: pid {self.pid}"
             raise ServerError(msg)
-        arguments = [str(part) for k, v in self._options.items() for part in (f"--{k}", v)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self.binary, *arguments],
+                self._command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -198,6 +197,10 @@ class Server:
         self._pid_file.write_text(str(self.pid), encoding="ascii")
         self._wait_until_ready()
         return self
+
+    def _command(self) -> list[str]:
+        options = [str(part) for k, v in self._options.items() for part in (f"--{k}", v)]
+        return [str(self.binary), *options]
 
     def stop(self) -> None:
         """End it as an operator would, so that it writes its data; no-op if stopped."""

@@ -27,7 +27,6 @@ from taskq.broker.connection import (
     Endpoint,
     ScriptMissing,
     retrying,
-    translate,
 )
 from taskq.broker.grouping import AsyncGroup
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
@@ -59,7 +58,7 @@ class AsyncLine:
             await connection.send_command(*arguments, check_health=False)
         except CLIENT_ERRORS as error:
             await self.close()
-            raise translate(error, self._endpoint.place, sent=True) from error
+            raise self._endpoint.translate(error, sent=True) from error
         except BaseException:
             await self.close()
             raise
@@ -72,7 +71,7 @@ class AsyncLine:
             raise await self._refused(error) from error
         except CLIENT_ERRORS as error:
             await self.close()
-            raise translate(error, self._endpoint.place, sent=True) from error
+            raise self._endpoint.translate(error, sent=True) from error
         except BaseException:
             # Cancelled before its reply: the next caller would read that one.
             await self.close()
@@ -103,22 +102,13 @@ class AsyncLine:
                 await connection.disconnect(nowait=True)
 
     async def _connect(self) -> Any:
-        connection = self._endpoint.aconnection()
-        try:
-            await connection.connect()
-        except CLIENT_ERRORS as error:
-            raise translate(error, self._endpoint.place, sent=False) from error
-        except BaseException:
-            # Cancelled half way: nobody else knows of this connection.
-            await connection.disconnect(nowait=True)
-            raise
-        self._connection = connection
-        return connection
+        self._connection = await self._endpoint.aopen()
+        return self._connection
 
     async def _refused(self, error: ResponseError) -> BrokerError:
         if isinstance(error, NoScriptError):
             return ScriptMissing(str(error))
-        known = translate(error, self._endpoint.place, sent=True)
+        known = self._endpoint.translate(error, sent=True)
         if isinstance(known, BrokerUnavailable):
             await self.close()  # a demoted or a loading server: look for another one
         return known

@@ -6,12 +6,11 @@ times. Ours are in the drivers, with a deadline, over scripts that may be repeat
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-import ipaddress
 import re
 import threading
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
 import redis
 import redis.asyncio
@@ -33,10 +32,15 @@ from redis.exceptions import (
 from redis.retry import Retry
 from tenacity import retry_if_exception_type, stop_before_delay, wait_random_exponential
 
+from taskq.broker import places
+from taskq.broker.guides import Address, Guide, Hello, Question, pairs
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError, Interrupted
 
-SCHEMES = ("redis", "rediss", "unix", "memory", "embedded")
+CLIENT_ERRORS = (RedisError, OSError)
 SOCKET_TIMEOUT = 5.0
+# How long a server that was just connected to may take to say what it is.
+_GREET_SECONDS = 2.0
+_SILENT = "it can be connected to, and does not answer"
 # Answers that another attempt, on a new connection, may not get.
 # Before Redis 7, one that a command in a script got stands inside the script's own.
 _PASSING = re.compile(
@@ -67,37 +71,128 @@ class Endpoint:
     """Where Redis is, and how to connect to it. Opens nothing by itself."""
 
     def __init__(self, url: str) -> None:
-        parts = _split(url)
-        if parts.scheme not in SCHEMES:
-            known = ", ".join(scheme + "://" for scheme in SCHEMES)
-            # Not the rest of it: a password may stand there.
-            msg = f"url begins with {parts.scheme!r}, and must begin with one of {known}"
-            raise ConfigError(msg)
-        self.url = url
-        self.memory = parts.scheme == "memory"
-        self.local = _is_local(parts.scheme, parts.hostname)
-        self._pools = self._memory_pools() if self.memory else self._network_pools()
+        place = places.read(url)
+        self.url, self.place, self.local = url, place.shown, place.local
+        self.memory = place.scheme == "memory"
+        self._guide: Guide | None = place.guide
+        # Of a cluster; elsewhere it means nothing.
+        self._slot = 0
+        self._pools = self._memory_pools() if self.memory else self._network_pools(place.plain)
 
     def __repr__(self) -> str:
         """Name the place, never the password."""
         return f"Endpoint({self.place})"
 
-    @property
-    def place(self) -> str:
-        """The URL without user and password."""
-        parts = urlsplit(self.url)
-        host = parts.netloc.rpartition("@")[2]
-        return f"{parts.scheme}://{host}{parts.path}"
+    def open(self, timeout: float = SOCKET_TIMEOUT) -> Any:
+        """Return a new blocking connection, open; `timeout` is for the connecting alone.
 
-    def connection(self) -> Any:
-        """Return a new blocking connection, not yet open."""
-        return _make(self._pools[0])
+        Raises:
+            BrokerUnavailable: nobody is there, or nobody who takes writes.
+            BrokerError: Redis refuses to be connected to.
 
-    def aconnection(self) -> Any:
-        """Return a new asyncio connection, not yet open."""
-        return _make(self._pools[1])
+        """
+        if self._guide is None:
+            return self._opened(self._pools[0], {}, timeout)
+        search, reply = self._guide.search(self._slot), None
+        while True:
+            try:
+                question = search.send(reply)
+            except StopIteration as found:
+                return self._enter(self._guide, found.value, timeout)
+            reply = self._ask(self._guide, question)
 
-    def _network_pools(self) -> tuple[Any, Any]:
+    async def aopen(self) -> Any:
+        """Return a new asyncio connection, open; raises as `open` does."""
+        if self._guide is None:
+            return await self._aopened(self._pools[1], {})
+        search, reply = self._guide.search(self._slot), None
+        while True:
+            try:
+                question = search.send(reply)
+            except StopIteration as found:
+                return await self._aenter(self._guide, found.value)
+            reply = await self._aask(self._guide, question)
+
+    def translate(self, error: Exception, *, sent: bool) -> BrokerError:
+        """Return what a client error means to us, and take note of it."""
+        if self._guide is not None:
+            self._guide.heed(self._slot, error)
+        return translate(error, self.place, sent=sent)
+
+    def _opened(self, pool: Any, options: dict[str, Any], timeout: float = SOCKET_TIMEOUT) -> Any:
+        connection = _make(pool, options)
+        connection.socket_connect_timeout = timeout
+        try:
+            connection.connect()
+        except CLIENT_ERRORS as error:
+            raise self.translate(error, sent=False) from error
+        except BaseException:
+            # Interrupted half way: nobody else knows of this connection.
+            connection.disconnect()
+            raise
+        return connection
+
+    async def _aopened(self, pool: Any, options: dict[str, Any]) -> Any:
+        connection = _make(pool, options)
+        try:
+            await connection.connect()
+        except CLIENT_ERRORS as error:
+            raise self.translate(error, sent=False) from error
+        except BaseException:
+            # Cancelled half way: nobody else knows of this connection.
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    def _enter(self, guide: Guide, address: Address, timeout: float) -> Any:
+        """Connect to a server that was found, and look whether it is the right one."""
+        connection = self._opened(self._pools[0], _at(address), timeout)
+        try:
+            guide.check(address, _greet(connection))
+        except CLIENT_ERRORS as error:
+            connection.disconnect()
+            raise self.translate(error, sent=False) from error
+        except BaseException:
+            connection.disconnect()
+            raise
+        return connection
+
+    async def _aenter(self, guide: Guide, address: Address) -> Any:
+        connection = await self._aopened(self._pools[1], _at(address))
+        try:
+            guide.check(address, await _agreet(connection))
+        except CLIENT_ERRORS as error:
+            await connection.disconnect(nowait=True)
+            raise self.translate(error, sent=False) from error
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    def _ask(self, guide: Guide, question: Question) -> Any:
+        """Return what one server answers, or the error."""
+        connection = _make(self._pools[0], _at(question.address) | guide.options)
+        try:
+            connection.connect()
+            connection.send_command(*question.words, check_health=False)
+            return connection.read_response()
+        except CLIENT_ERRORS as error:
+            return error
+        finally:
+            connection.disconnect()
+
+    async def _aask(self, guide: Guide, question: Question) -> Any:
+        connection = _make(self._pools[1], _at(question.address) | guide.options)
+        try:
+            await connection.connect()
+            await connection.send_command(*question.words, check_health=False)
+            return await connection.read_response()
+        except CLIENT_ERRORS as error:
+            return error
+        finally:
+            await connection.disconnect(nowait=True)
+
+    def _network_pools(self, url: str) -> tuple[Any, Any]:
         # One socket option set for both; RESP2 gives the same reply shapes everywhere.
         options: dict[str, Any] = {
             "protocol": 2,
@@ -105,16 +200,16 @@ class Endpoint:
             "socket_connect_timeout": SOCKET_TIMEOUT,
             **_ANONYMOUS,
         }
-        if not self.url.startswith("unix"):
+        if not url.startswith("unix"):
             options["socket_keepalive"] = True
-        if self.url.startswith("rediss"):
+        if url.startswith("rediss"):
             # Older clients do not compare the host's name; what the URL says beats this.
-            unchecked = "ssl_cert_reqs=none" in self.url.lower()
+            unchecked = "ssl_cert_reqs=none" in url.lower()
             options |= {"ssl_cert_reqs": "required", "ssl_check_hostname": not unchecked}
         try:
             return (
-                _Pool.from_url(self.url, retry=Retry(NoBackoff(), 0), **options),
-                _AsyncPool.from_url(self.url, retry=AsyncRetry(NoBackoff(), 0), **options),
+                _Pool.from_url(url, retry=Retry(NoBackoff(), 0), **options),
+                _AsyncPool.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **options),
             )
         except ValueError as error:
             msg = f"url {self.place}: {error}"
@@ -134,32 +229,34 @@ class Endpoint:
         )
 
 
-def _make(pool: Any) -> Any:
+def _make(pool: Any, options: dict[str, Any]) -> Any:
     # Not `make_connection`: it counts, and refuses after 100 connections, closed or not.
-    return pool.connection_class(**pool.connection_kwargs)
+    return pool.connection_class(**(pool.connection_kwargs | options))
 
 
-def _split(url: str) -> SplitResult:
-    """Return the parts of a URL; its own text is told to nobody, for the password's sake."""
+def _at(address: Address) -> dict[str, Any]:
+    return {"host": address[0], "port": address[1]}
+
+
+def _greet(connection: Any) -> Hello:
+    """Return what a server says that it is; nothing where it is a proxy that knows no HELLO."""
+    connection.send_command("HELLO", check_health=False)
+    # One that is frozen still lets itself be connected to.
+    if not connection.can_read(timeout=_GREET_SECONDS):
+        raise redis.TimeoutError(_SILENT)
     try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        msg = (
-            "url: host and port cannot be read; in a password, write / # ? @ and : as "
-            "%2F %23 %3F %40 and %3A"
-        )
-        raise ConfigError(msg) from None
-    return parts
+        return pairs(connection.read_response())
+    except ResponseError:
+        return {}
 
 
-def _is_local(scheme: str, host: str | None) -> bool:
-    if scheme in ("unix", "memory", "embedded") or host in (None, "localhost"):
-        return True
+async def _agreet(connection: Any) -> Hello:
+    await connection.send_command("HELLO", check_health=False)
     try:
-        return ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
+        async with asyncio.timeout(_GREET_SECONDS):
+            return pairs(await connection.read_response())
+    except ResponseError:
+        return {}
 
 
 def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:
@@ -194,6 +291,3 @@ def retrying(deadline: float) -> dict[str, Any]:
         "wait": wait_random_exponential(multiplier=0.05, max=LONGEST_PAUSE),
         "reraise": True,
     }
-
-
-CLIENT_ERRORS = (RedisError, OSError)

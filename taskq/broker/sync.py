@@ -23,7 +23,6 @@ from taskq.broker.connection import (
     Endpoint,
     ScriptMissing,
     retrying,
-    translate,
 )
 from taskq.broker.grouping import Group
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
@@ -65,7 +64,7 @@ class Line:
             connection.send_command(*arguments, check_health=False)
         except CLIENT_ERRORS as error:
             self.close()
-            raise translate(error, self._endpoint.place, sent=True) from error
+            raise self._endpoint.translate(error, sent=True) from error
 
     def receive(self) -> Any:
         """Return the next reply."""
@@ -80,7 +79,7 @@ class Line:
             raise self._refused(error) from error
         except CLIENT_ERRORS as error:
             self.close()
-            raise translate(error, self._endpoint.place, sent=True) from error
+            raise self._endpoint.translate(error, sent=True) from error
         except BaseException:
             # Interrupted before its reply: the next caller would read that one.
             self.close()
@@ -131,17 +130,8 @@ class Line:
                 connection.disconnect()
 
     def _connect(self) -> Any:
-        connection = self._endpoint.connection()
-        try:
-            connection.connect()
-        except CLIENT_ERRORS as error:
-            raise translate(error, self._endpoint.place, sent=False) from error
-        except BaseException:
-            # Interrupted half way: nobody else knows of this connection.
-            connection.disconnect()
-            raise
-        self._connection = connection
-        return connection
+        self._connection = self._endpoint.open()
+        return self._connection
 
     def _wait(self) -> None:
         """Return when a reply begins; raise `Interrupted` if none does in time."""
@@ -153,7 +143,7 @@ class Line:
     def _refused(self, error: ResponseError) -> BrokerError:
         if isinstance(error, NoScriptError):
             return ScriptMissing(str(error))
-        known = translate(error, self._endpoint.place, sent=True)
+        known = self._endpoint.translate(error, sent=True)
         if isinstance(known, BrokerUnavailable):
             self.close()  # a demoted or a loading server: look for another one
         return known

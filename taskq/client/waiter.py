@@ -204,14 +204,8 @@ class Waiter:
     def _connect(self, left: float) -> None:
         if self._rest > 0:
             clock.sleep(min(self._rest, left))
-        connection = self._endpoint.connection()
         # Whoever waits for a short time does not wait longer for a host that is silent.
-        connection.socket_connect_timeout = max(0.05, min(SOCKET_TIMEOUT, left))
-        try:
-            connection.connect()
-        except BaseException:
-            connection.disconnect()
-            raise
+        connection = self._endpoint.open(max(0.05, min(SOCKET_TIMEOUT, left)))
         self._rest = 0.0
         with self._lock:
             self._connection = connection

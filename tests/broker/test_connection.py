@@ -33,10 +33,7 @@ def test_connections_are_made_without_end(server: Server) -> None:
     """redis-py's own pools refuse after 100, though all of them are closed."""
     endpoint = Endpoint(server.url)
     for _ in range(150):
-        endpoint.aconnection()
-        connection = endpoint.connection()
-        connection.connect()
-        connection.disconnect()
+        endpoint.open().disconnect()
 
 
 class TestUrl:

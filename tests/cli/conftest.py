@@ -198,7 +198,7 @@ class Shell:
     def worker(self, *words: str, **variables: str) -> Running:
         """Start a worker and wait until it serves."""
         running = self.start("worker", *(words or ("proj", "-p", "1")), **variables)
-        running.says(" on redis://")
+        running.says(" on redis")
         return running
 
     def app(self, **settings: Any) -> TaskQ:

@@ -63,9 +63,10 @@ def patient() -> None:
     faulthandler.cancel_dump_traceback_later()
 
 
-@pytest.fixture(params=list(TOPOLOGIES))
+@pytest.fixture
 def topology(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    """One server, where a scenario does not say `on("sentinel")` or others of `TOPOLOGIES`."""
+    return str(getattr(request, "param", "single"))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import contextlib
 from typing import Any, Protocol
 
 from tests.failure.proxy import Proxy
+from tests.fleets import SentinelSet
 from tests.servers import Server
 
 # What a dead server must not forget.
@@ -25,6 +26,12 @@ class Topology(Protocol):
     primary: Server
     # The lines, where the scenario asked for some; what `url` says leads over them.
     proxies: list[Proxy]
+    # All servers, where there are several.
+    fleet: Any
+
+    def kill_primary(self) -> Server:
+        """Kill the server that takes the writes; return once another one does, if there is one."""
+        ...
 
     def close(self) -> None: ...
 
@@ -32,10 +39,16 @@ class Topology(Protocol):
 class Single:
     """One server, its data on disk."""
 
+    fleet: Any = None
+
     def __init__(self, *, proxied: bool, **options: str | int) -> None:
         self.primary = Server(**(DURABLE | options)).start()
         self.proxies = [Proxy(self.primary.port)] if proxied else []
         self.url = self.proxies[0].url if proxied else self.primary.url
+
+    def kill_primary(self) -> Server:
+        self.primary.kill()
+        return self.primary.start()
 
     def close(self) -> None:
         for proxy in self.proxies:
@@ -44,4 +57,26 @@ class Single:
             self.primary.close()
 
 
-TOPOLOGIES: dict[str, Any] = {"single": Single}
+class Sentinel:
+    """A master, two replicas and three sentinels. What is killed comes back as a replica."""
+
+    def __init__(self, *, proxied: bool, **options: str | int) -> None:
+        assert not proxied, "sentinels name the servers, not proxies"
+        self.fleet = SentinelSet(**(DURABLE | options)).start()
+        self.proxies: list[Proxy] = []
+        self.url = self.fleet.url
+
+    @property
+    def primary(self) -> Server:
+        return self.fleet.primary
+
+    def kill_primary(self) -> Server:
+        old = self.fleet.primary
+        old.kill()
+        return self.fleet.wait_for_another(old)
+
+    def close(self) -> None:
+        self.fleet.close()
+
+
+TOPOLOGIES: dict[str, Any] = {"single": Single, "sentinel": Sentinel}

@@ -1,0 +1,154 @@
+"""The master is asked for at each connection, and one that was demoted is left at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from taskq.broker.connection import Endpoint
+from taskq.errors import BrokerError, BrokerUnavailable, ConfigError
+from tests.broker.drivers import DRIVERS, Awaited, Blocking
+from tests.eventually import until
+from tests.fleets import SERVICE, SentinelSet
+from tests.servers import HOST, Server, free_port
+
+Kind = type[Blocking | Awaited]
+
+
+@pytest.fixture(params=DRIVERS.values(), ids=DRIVERS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    chosen: Kind = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[SentinelSet]:
+    """One for all tests of this module; whoever is the master when they begin."""
+    with SentinelSet() as running:
+        yield running
+
+
+class TestUrl:
+    @pytest.mark.parametrize(
+        ("url", "place"),
+        [
+            ("redis+sentinel://h1,h2:1,h3/main", "redis+sentinel://h1,h2:1,h3/main"),
+            ("redis+sentinel://user:secret@h1,h2/main/2", "redis+sentinel://h1,h2/main/2"),
+            ("redis+sentinel://:s@[::1]:5/m?sentinel_password=s", "redis+sentinel://[::1]:5/m"),
+        ],
+    )
+    def test_its_place_is_shown_without_passwords(self, url: str, place: str) -> None:
+        assert Endpoint(url).place == place
+
+    @pytest.mark.parametrize(
+        "rest",
+        ["h1,h2", "h1,h2/", "h1,,h2/main", "/main", "h1:x/main", "h1/main/two", "h1:1,[::1/main"],
+    )
+    def test_what_cannot_be_one_is_told_without_its_password(self, rest: str) -> None:
+        with pytest.raises(ConfigError) as raised:
+            Endpoint(f"redis+sentinel://:hidden@{rest}?sentinel_password=hidden")
+        assert "hidden" not in str(raised.value)
+
+    def test_it_is_local_if_all_its_sentinels_are(self) -> None:
+        assert Endpoint("redis+sentinel://localhost,127.0.0.1:5/main").local
+        assert not Endpoint("redis+sentinel://localhost,10.0.0.1/main").local
+
+
+def test_sentinels_that_are_away_are_passed_over(fleet: SentinelSet, kind: Kind) -> None:
+    nobody = f"redis+sentinel://{HOST}:{free_port()},"
+    driver = kind(fleet.url.replace("redis+sentinel://", nobody))
+    assert driver.call("ECHO", b"hello") == b"hello"
+    driver.close()
+
+
+def test_the_database_is_the_masters(fleet: SentinelSet, kind: Kind, namespace: str) -> None:
+    driver, other = kind(f"{fleet.url}/1"), kind(fleet.url)
+    driver.call("SET", namespace, "here")
+    assert (driver.call("GET", namespace), other.call("GET", namespace)) == (b"here", None)
+    driver.close()
+    other.close()
+
+
+def test_where_no_sentinel_answers_it_is_tried_until_the_deadline(kind: Kind) -> None:
+    driver = kind(f"redis+sentinel://{HOST}:{free_port()}/main", deadline=0.5)
+    with pytest.raises(BrokerUnavailable, match="no sentinel names a master"):
+        driver.call("PING")
+    driver.close()
+
+
+def test_an_unknown_service_is_no_reason_to_try_again(fleet: SentinelSet, kind: Kind) -> None:
+    driver = kind(fleet.url.replace(f"/{SERVICE}", "/other"))
+    with pytest.raises(BrokerError, match="no sentinel knows the master 'other'") as raised:
+        driver.call("PING")
+    assert type(raised.value) is BrokerError
+    driver.close()
+
+
+def test_a_server_that_is_no_sentinel_is_no_reason_to_try_again(server: Server, kind: Kind) -> None:
+    driver = kind(f"redis+sentinel://{HOST}:{server.port}/main")
+    with pytest.raises(BrokerError, match="unknown command 'SENTINEL'"):
+        driver.call("PING")
+    driver.close()
+
+
+@pytest.mark.slow
+def test_sentinels_and_servers_have_passwords_of_their_own(kind: Kind) -> None:
+    with SentinelSet(requirepass="p1", sentinel_password="p2") as fleet:
+        driver = kind(fleet.url)
+        assert driver.call("ECHO", b"hello") == b"hello"
+        for wrong in (fleet.url.replace(":p1@", ":hidden@"), fleet.url.replace("=p2", "=hidden")):
+            other = kind(wrong)
+            with pytest.raises(BrokerError) as raised:
+                other.call("PING")
+            assert type(raised.value) is BrokerError
+            assert "hidden" not in str(raised.value)
+            other.close()
+        driver.close()
+
+
+@pytest.mark.slow
+def test_a_master_that_is_demoted_is_left_at_once(
+    fleet: SentinelSet, kind: Kind, namespace: str
+) -> None:
+    driver = kind(fleet.url)
+    driver.call("SET", namespace, "before")
+    fleet.fail_over()
+
+    def arrives() -> bool:
+        # The old one takes writes, for nothing, until its sentinels demote it.
+        driver.call("SET", namespace, "after")
+        with fleet.primary.client() as client:
+            return client.get(namespace) == b"after"
+
+    until(arrives, 15)
+    driver.close()
+    fleet.settle()
+
+
+@pytest.mark.slow
+def test_a_master_that_is_killed_is_replaced(
+    fleet: SentinelSet, kind: Kind, namespace: str
+) -> None:
+    driver = kind(fleet.url, deadline=15)
+    driver.call("SET", namespace, "before")
+    old = fleet.primary
+    old.kill()
+    driver.call("SET", namespace, "after")
+    assert driver.call("GET", namespace) == b"after"
+    driver.close()
+    old.start()
+    fleet.settle()
+
+
+def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_spoken_to(
+    server: Server, kind: Kind
+) -> None:
+    """Sentinels learn late of what an operator did."""
+    with SentinelSet(down_after_ms=30_000) as fleet:
+        with fleet.primary.client() as client:
+            client.execute_command("REPLICAOF", HOST, server.port)
+        driver = kind(fleet.url, deadline=0.3)
+        with pytest.raises(BrokerUnavailable, match="is a replica, and was named as the master"):
+            driver.call("PING")
+        driver.close()
