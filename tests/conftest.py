@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fleets import Cluster, SentinelSet
 from tests.servers import Server, find_binaries, start_cluster_of_one
 
 # Looked up before any test cleans the environment: a variable may name one.
@@ -60,6 +61,20 @@ def cluster_node() -> Iterator[Server]:
     node = start_cluster_of_one()
     yield node
     node.close()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A shared cluster of three masters; the rules of `server` hold."""
+    with Cluster() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def sentinels() -> Iterator[SentinelSet]:
+    """A shared master with its replicas and sentinels; the rules of `server` hold."""
+    with SentinelSet(down_after_ms=5_000) as running:
+        yield running
 
 
 @pytest.fixture(scope="session", params=list(BINARIES.values()), ids=list(BINARIES))

@@ -1,16 +1,18 @@
-"""Several servers that belong together: a master with replicas and sentinels."""
+"""Several servers that belong together: a master with replicas and sentinels; a cluster."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import redis
+from redis.crc import key_slot
 
 from tests.eventually import until
-from tests.servers import HOST, Server, ServerError
+from tests.servers import CLUSTER_SLOTS, HOST, Server, ServerError
 
 SERVICE = "main"
 _until = functools.partial(until, seconds=20.0)
@@ -148,6 +150,149 @@ class SentinelSet:
         return up and state["num-slaves"] == 2 and state["num-other-sentinels"] == 2
 
 
+class _Member(Server):
+    """A node that is told nothing of slots."""
+
+    def __init__(self, binary: Path | None = None, **options: str | int) -> None:
+        cluster: dict[str, str | int] = {
+            "cluster-enabled": "yes",
+            "cluster-announce-ip": HOST,
+            "cluster-node-timeout": 1000,
+            # One shard that is away takes no other with it.
+            "cluster-require-full-coverage": "no",
+            "cluster-replica-validity-factor": 0,
+        }
+        super().__init__(binary, **(_REPLICATED | cluster | options))
+
+    @property
+    def name(self) -> str:
+        """What its cluster calls it."""
+        reply = _tell(self, "CLUSTER", "MYID")
+        return _text(reply)
+
+
+class Cluster:
+    """Three masters with a third of the slots each, and as many replicas as asked for."""
+
+    def __init__(
+        self, binary: Path | None = None, *, replicas: int = 0, **options: str | int
+    ) -> None:
+        if password := options.get("requirepass"):
+            options["masterauth"] = password
+        self.nodes = [_Member(binary, **options) for _ in range(3 + 3 * replicas)]
+        # Which of them have slots now.
+        self.masters = self.nodes[:3]
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> Self:
+        for node in self.nodes:
+            node.start()
+        third = -(-CLUSTER_SLOTS // 3)
+        for number, node in enumerate(self.masters):
+            _tell(node, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            slots = range(number * third, min((number + 1) * third, CLUSTER_SLOTS))
+            _tell(node, "CLUSTER", "ADDSLOTS", *slots)
+        for node in self.nodes[1:]:
+            _tell(self.nodes[0], "CLUSTER", "MEET", HOST, node.port)
+        _until(lambda: all(self._count(node) == len(self.nodes) for node in self.nodes))
+        for number, node in enumerate(self.nodes[3:]):
+            _tell(node, "CLUSTER", "REPLICATE", self.masters[number % 3].name)
+        self.settle()
+        return self
+
+    def settle(self) -> None:
+        """Wait until all nodes agree, and replicas follow."""
+        _until(lambda: all(map(self._is_well, self.nodes)))
+        wanted = (len(self.nodes) - 3) // 3
+        _until(lambda: all(SentinelSet.replicas(node) == wanted for node in self._serving()))
+
+    @property
+    def url(self) -> str:
+        password = self.nodes[0].password
+        credentials = f":{password}@" if password else ""
+        hosts = ",".join(f"{HOST}:{one.port}" for one in self.nodes[:2])
+        return f"redis+cluster://{credentials}{hosts}/"
+
+    def owner(self, key: str, *, but: Server | None = None) -> Server:
+        """Return the node that has a key's slot, by what another node than `but` says."""
+        slot = key_slot(key.encode())
+        for node in self.nodes:
+            if node is but:
+                continue
+            with suppress(redis.RedisError):
+                for low, high, place, *_ in _tell(node, "CLUSTER", "SLOTS"):
+                    if low <= slot <= high:
+                        return next(one for one in self.nodes if one.port == place[1])
+        msg = f"nobody has the slot {slot}"
+        raise ServerError(msg)
+
+    def master_of(self, node: Server) -> Server | None:
+        """Return the master that a replica follows."""
+        port = info_of(node, "replication").get("master_port")
+        return next((one for one in self.nodes if one.port == port), None)
+
+    def wait_for_another(self, key: str, old: Server) -> Server:
+        """Wait until another node has a key's slot; return it."""
+
+        def another() -> Server | None:
+            new = self.owner(key, but=old)
+            return new if new is not old and _role(new) == "master" else None
+
+        return _until(another) or old
+
+    def move(
+        self, key: str, between: Callable[[], None] = lambda: None, target: Server | None = None
+    ) -> None:
+        """Move a key's slot to another master, key by key; `between`: with half of them there."""
+        slot, source = key_slot(key.encode()), self.owner(key)
+        target = target or next(one for one in self.masters if one is not source)
+        _tell(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", source.name)
+        _tell(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", target.name)
+        names = _tell(source, "CLUSTER", "GETKEYSINSLOT", slot, 100_000)
+        _migrate(source, target, names[: len(names) // 2])
+        between()
+        while names := _tell(source, "CLUSTER", "GETKEYSINSLOT", slot, 1_000):
+            _migrate(source, target, names)
+        for node in (target, source):
+            _tell(node, "CLUSTER", "SETSLOT", slot, "NODE", target.name)
+
+    def close(self) -> None:
+        for node in self.nodes:
+            with suppress(ProcessLookupError):
+                node.close()
+
+    def _serving(self) -> list[Server]:
+        return [node for node in self.nodes if _role(node) == "master"]
+
+    @staticmethod
+    def _count(node: Server) -> int:
+        return len(_text(_tell(node, "CLUSTER", "NODES")).strip().splitlines())
+
+    def _is_well(self, node: Server) -> bool:
+        lines = _text(_tell(node, "CLUSTER", "NODES")).strip().splitlines()
+        flags = [line.split()[2] for line in lines]
+        states = [line.split()[7] for line in lines]
+        well = "cluster_state:ok" in _text(_tell(node, "CLUSTER", "INFO"))
+        sure = not any("fail" in one or "handshake" in one for one in flags)
+        return well and sure and set(states) == {"connected"}
+
+
+def _migrate(source: Server, target: Server, names: Sequence[bytes]) -> None:
+    if names:
+        words = ["AUTH", source.password] if source.password else []
+        _tell(source, "MIGRATE", HOST, target.port, "", 0, 5_000, *words, "KEYS", *names)
+
+
+def _text(reply: Any) -> str:
+    """Return what redis-py's versions hand over as bytes or as text."""
+    return reply.decode() if isinstance(reply, bytes) else str(reply)
+
+
 def info_of(server: Server, section: str) -> dict[str, Any]:
     """Return what a server says of itself; nothing where it is away."""
     with server.client() as client, suppress(redis.RedisError):
@@ -160,6 +305,8 @@ def _role(server: Server) -> str:
     return str(info_of(server, "replication").get("role", ""))
 
 
-def _tell(server: Server, *words: str | int) -> Any:
+def _tell(server: Server, *words: str | int | bytes) -> Any:
+    # As it came: what redis-py makes of replies differs between versions.
     with server.client() as client:
+        client.response_callbacks.clear()
         return client.execute_command(*words)

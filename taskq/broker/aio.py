@@ -41,7 +41,7 @@ class AsyncLine:
     """One connection, used by one asyncio task at a time. Nothing is repeated here."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._connection: Any = None
 
     async def call(self, *arguments: Any) -> Any:
@@ -58,7 +58,7 @@ class AsyncLine:
             await connection.send_command(*arguments, check_health=False)
         except CLIENT_ERRORS as error:
             await self.close()
-            raise self._endpoint.translate(error, sent=True) from error
+            raise self.endpoint.translate(error, sent=True) from error
         except BaseException:
             await self.close()
             raise
@@ -71,7 +71,7 @@ class AsyncLine:
             raise await self._refused(error) from error
         except CLIENT_ERRORS as error:
             await self.close()
-            raise self._endpoint.translate(error, sent=True) from error
+            raise self.endpoint.translate(error, sent=True) from error
         except BaseException:
             # Cancelled before its reply: the next caller would read that one.
             await self.close()
@@ -102,13 +102,13 @@ class AsyncLine:
                 await connection.disconnect(nowait=True)
 
     async def _connect(self) -> Any:
-        self._connection = await self._endpoint.aopen()
+        self._connection = await self.endpoint.aopen()
         return self._connection
 
     async def _refused(self, error: ResponseError) -> BrokerError:
         if isinstance(error, NoScriptError):
             return ScriptMissing(str(error))
-        known = self._endpoint.translate(error, sent=True)
+        known = self.endpoint.translate(error, sent=True)
         if isinstance(known, BrokerUnavailable):
             await self.close()  # a demoted or a loading server: look for another one
         return known
@@ -116,6 +116,8 @@ class AsyncLine:
 
 class AsyncBroker:
     """Runs commands on a few connections of one event loop, again after a broken one."""
+
+    make_line: Callable[[Endpoint], AsyncLine] = AsyncLine
 
     def __init__(self, endpoint: Endpoint, deadline: float) -> None:
         self.endpoint = endpoint
@@ -212,7 +214,7 @@ class AsyncBroker:
     @contextlib.asynccontextmanager
     async def _line(self) -> AsyncGenerator[AsyncLine, None]:
         async with self._places:
-            line = self._idle.pop() if self._idle else AsyncLine(self.endpoint)
+            line = self._idle.pop() if self._idle else self.make_line(self.endpoint)
             try:
                 yield line
             except BrokerError:

@@ -6,17 +6,17 @@ managed servers forbid CONFIG, and often INFO.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Iterator
-from enum import StrEnum
 from urllib.parse import parse_qs, urlsplit
 
 from redis.exceptions import NoPermissionError
 
-from taskq.broker import keys, permissions
+from taskq.broker import keys, layout, permissions
 from taskq.broker.access import Access
 from taskq.broker.connection import Endpoint
+from taskq.broker.guides import Misplaced
+from taskq.broker.layout import Finding, Level
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
@@ -26,42 +26,23 @@ OLDEST = (6, 2)
 MOST_SKEW_SECONDS = 2.0
 _FULL_SHARE = 0.9
 _MOST_ARGUMENTS = 6
-
-
-class Level(StrEnum):
-    """How bad it is. Only an ERROR keeps a worker from starting."""
-
-    OK = "ok"
-    UNKNOWN = "unknown"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    level: Level
-    check: str
-    text: str
-    # What to do about it; empty where nothing is wrong.
-    fix: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.check}: {self.text}" + (f"; {self.fix}" if self.fix else "")
+_MEND_URL = "mend host, port, user and password in TASKQ_URL or url="
 
 
 def examine(app: str, queue: str, access: Access, *, allow_eviction: bool) -> list[Finding]:
     """Look at everything."""
     if access.endpoint.memory:
         return [*standing(access), Finding(Level.OK, "server", "memory:// has none")]
-    line = Line(access.endpoint)
+    endpoint = access.endpoint
+    inquiry = endpoint.inquire()
+    findings = [*standing(access), *layout.look(endpoint, inquiry)]
+    for node in layout.nodes(endpoint, inquiry):
+        line = Line(node)
+        findings += _server(line, node, allow_eviction=allow_eviction, brief=False)
+        line.close()
+    line = Line(endpoint.at(keys.base(app, queue)))
     try:
-        return [
-            *standing(access),
-            *_server(line, access.endpoint, allow_eviction=allow_eviction, brief=False),
-            *_rights(line, app, queue),
-        ]
+        return [*findings, *_rights(line, app, queue)]
     finally:
         line.close()
 
@@ -74,16 +55,36 @@ def standing(access: Access) -> list[Finding]:
 def glance(endpoint: Endpoint, *, allow_eviction: bool) -> list[Finding]:
     """Look at what a worker must know of its Redis; with INFO and TIME alone.
 
+    Of a cluster it looks at each node that is there.
+
     Raises:
         BrokerUnavailable: Redis is away at the moment.
 
     """
+    if not endpoint.clustered:
+        return _glance(endpoint, allow_eviction=allow_eviction)
+    inquiry = endpoint.inquire()
+    findings, away = layout.look(endpoint, inquiry), 0
+    nodes = layout.nodes(endpoint, inquiry)
+    for node in nodes:
+        try:
+            findings += _glance(node, allow_eviction=allow_eviction)
+        except BrokerUnavailable:
+            away += 1
+            if away == len(nodes):
+                raise
+    return findings
+
+
+def _glance(endpoint: Endpoint, *, allow_eviction: bool) -> list[Finding]:
     line = Line(endpoint)
     try:
         line.call("TIME")
         return list(_server(line, endpoint, allow_eviction=allow_eviction, brief=True))
     except BrokerUnavailable:
         raise
+    except Misplaced as error:
+        return [Finding(Level.ERROR, "server", str(error), _MEND_URL)]
     except BrokerError as error:
         return [Finding(Level.UNKNOWN, "server", str(error), "`taskq doctor` tells more")]
     finally:
@@ -130,8 +131,9 @@ def _server(
     try:
         seconds, micros = map(int, line.call("TIME"))
     except BrokerError as error:
-        fix = "start it, or mend host, port, user and password in TASKQ_URL or url="
-        yield Finding(Level.ERROR, "server", f"cannot be used: {error}", fix)
+        yield Finding(
+            Level.ERROR, "server", f"cannot be used: {error}", f"start it, or {_MEND_URL}"
+        )
         return
     skew = (seconds * 1000 + micros / 1000 - (asked + clock.now_ms()) / 2) / 1000
     info = _info(line)
@@ -186,6 +188,9 @@ def _version(info: dict[str, str], endpoint: Endpoint) -> Finding:
     if (int(digits[1]), int(digits[2])) < OLDEST:
         fix = "use Redis 6.2 or newer, or Valkey"
         return Finding(Level.ERROR, "server", f"{text} is too old", fix)
+    if info.get("cluster_enabled") == "1" and not endpoint.clustered:
+        fix = "begin the URL with redis+cluster://"
+        return Finding(Level.ERROR, "server", f"{text} is a node of a cluster", fix)
     return Finding(Level.OK, "server", text)
 
 
@@ -272,7 +277,7 @@ def _rights(line: Line, app: str, queue: str) -> Iterator[Finding]:
         return
     key, refused = f"{keys.base(app, queue)}doctor", list[str]()
     try:
-        for command in sorted(permissions.commands("worker")):
+        for command in sorted(permissions.commands("worker", clustered=line.endpoint.clustered)):
             # Not allowed inside a MULTI by some servers, whoever asks.
             if command not in permissions.ALONE and not _may(line, command, key):
                 refused.append(command.lower())

@@ -31,10 +31,20 @@ class Command(Generic[T_co]):
     base: str
     arguments: Sequence[Argument]
     read: Callable[[Any], T_co]
+    # Where among the arguments the word stands by which it publishes.
+    publish_at: int | None = None
 
     def __repr__(self) -> str:
         """Name the script, and show no argument."""
         return f"Command({self.script.name}, {self.base})"
+
+    def publishing(self, word: str) -> Command[T_co]:
+        """Return the same call, publishing by another word."""
+        if self.publish_at is None or self.arguments[self.publish_at] == word:
+            return self
+        arguments = list(self.arguments)
+        arguments[self.publish_at] = word
+        return dataclasses.replace(self, arguments=arguments)
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
@@ -251,7 +261,7 @@ def exchange(
             arguments += (finish.field, finish.payload)
     for pair in room.caps.items():
         arguments += pair
-    return Command(scripts.load("exchange"), base, arguments, _exchanged)
+    return Command(scripts.load("exchange"), base, arguments, _exchanged, publish_at=4)
 
 
 def renew(base: str, worker: bytes, lease_ms: int, digest: str) -> Command[Renewed]:
@@ -261,7 +271,7 @@ def renew(base: str, worker: bytes, lease_ms: int, digest: str) -> Command[Renew
 
 def cancel(base: str, id: str, order: bytes) -> Command[str]:
     """Take a message back by a signed order. Reads as 'cancelled', 'told', 'over' or 'unknown'."""
-    return Command(scripts.load("cancel"), base, (PUBLISH, id, order), _text)
+    return Command(scripts.load("cancel"), base, (PUBLISH, id, order), _text, publish_at=0)
 
 
 def orders(base: str, worker: bytes) -> Command[list[Order]]:
@@ -294,13 +304,14 @@ def reclaim(
     ]  # fmt: skip
     for one in blames:
         arguments += (one.letter, one.field, one.budget, one.reason)
-    return Command(scripts.load("reclaim"), base, arguments, _reclaimed)
+    return Command(scripts.load("reclaim"), base, arguments, _reclaimed, publish_at=2)
 
 
 def release(base: str, worker: bytes, fields: Sequence[bytes]) -> Command[int]:
     """Give back messages that a child holds and cannot start. Reads as how many it held."""
+    arguments: list[Argument] = [PUBLISH, worker, *fields]
     return Command(
-        scripts.load("release"), base, (PUBLISH, worker, *fields), lambda reply: int(reply[0])
+        scripts.load("release"), base, arguments, lambda reply: int(reply[0]), publish_at=0
     )
 
 
@@ -311,12 +322,13 @@ def wake(base: str, name: str) -> Command[str]:
 
 def expire(base: str, id: str) -> Command[str]:
     """Resolve a message whose expiry passed before it started."""
-    return Command(scripts.load("expire"), base, (PUBLISH, id), _text)
+    return Command(scripts.load("expire"), base, (PUBLISH, id), _text, publish_at=0)
 
 
 def purge(base: str, reason: str, task: str = "") -> Command[tuple[int, bool]]:
     """Throw away queued and scheduled messages, of one task or of all."""
-    return Command(scripts.load("purge"), base, (PUBLISH, reason, task), _count_and_left)
+    arguments = (PUBLISH, reason, task)
+    return Command(scripts.load("purge"), base, arguments, _count_and_left, publish_at=0)
 
 
 def forget(base: str, id: str) -> Command[str]:

@@ -7,6 +7,7 @@ times. Ours are in the drivers, with a deadline, over scripts that may be repeat
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import re
 import threading
@@ -18,10 +19,12 @@ import redis.connection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -33,13 +36,15 @@ from redis.retry import Retry
 from tenacity import retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from taskq.broker import places
-from taskq.broker.guides import Address, Guide, Hello, Question, pairs
+from taskq.broker.guides import Address, Fixed, Guide, Hello, Question, Slots, pairs, slot_of, spelt
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError, Interrupted
 
 CLIENT_ERRORS = (RedisError, OSError)
 SOCKET_TIMEOUT = 5.0
 # How long a server that was just connected to may take to say what it is.
 _GREET_SECONDS = 2.0
+# SPUBLISH came with Redis 7.
+_SHARDED_SINCE = 7
 _SILENT = "it can be connected to, and does not answer"
 # Answers that another attempt, on a new connection, may not get.
 # Before Redis 7, one that a command in a script got stands inside the script's own.
@@ -75,6 +80,11 @@ class Endpoint:
         self.url, self.place, self.local = url, place.shown, place.local
         self.memory = place.scheme == "memory"
         self._guide: Guide | None = place.guide
+        # Whether each queue is on a node of its own.
+        self.clustered = isinstance(self._guide, Slots)
+        # What is published reaches who listens at the same node, and no other: known once a
+        # node was connected to.
+        self.sharded = False
         # Of a cluster; elsewhere it means nothing.
         self._slot = 0
         self._pools = self._memory_pools() if self.memory else self._network_pools(place.plain)
@@ -82,6 +92,19 @@ class Endpoint:
     def __repr__(self) -> str:
         """Name the place, never the password."""
         return f"Endpoint({self.place})"
+
+    def at(self, base: str) -> Endpoint:
+        """Return where a queue is: on one node of a cluster, else simply here."""
+        if not self.clustered:
+            return self
+        there = copy.copy(self)
+        there._slot = slot_of(base)  # noqa: SLF001
+        return there
+
+    @property
+    def publish(self) -> str:
+        """The word by which outcomes are published."""
+        return "SPUBLISH" if self.sharded else "PUBLISH"
 
     def open(self, timeout: float = SOCKET_TIMEOUT) -> Any:
         """Return a new blocking connection, open; `timeout` is for the connecting alone.
@@ -98,7 +121,7 @@ class Endpoint:
             try:
                 question = search.send(reply)
             except StopIteration as found:
-                return self._enter(self._guide, found.value, timeout)
+                return self._enter(found.value, timeout)
             reply = self._ask(self._guide, question)
 
     async def aopen(self) -> Any:
@@ -110,13 +133,30 @@ class Endpoint:
             try:
                 question = search.send(reply)
             except StopIteration as found:
-                return await self._aenter(self._guide, found.value)
+                return await self._aenter(found.value)
             reply = await self._aask(self._guide, question)
+
+    def only(self, address: Address) -> Endpoint:
+        """Return one of the servers behind a URL that names several."""
+        there = copy.copy(self)
+        there._guide, there.place = Fixed(address), f"redis://{spelt(address)}"  # noqa: SLF001
+        return there
+
+    def inquire(self) -> list[tuple[Address, Any]]:
+        """Ask all sentinels, or nodes, what they know; return the replies, or the errors."""
+        guide = self._guide
+        if guide is None:
+            return []
+        return [(one.address, self._ask(guide, one)) for one in guide.questions()]
 
     def translate(self, error: Exception, *, sent: bool) -> BrokerError:
         """Return what a client error means to us, and take note of it."""
         if self._guide is not None:
             self._guide.heed(self._slot, error)
+        if self.clustered and isinstance(error, AskError):  # or MovedError, which is one
+            # ASK: some keys of the queue are here, some there. Scripts wait until all are there.
+            there = "has moved" if isinstance(error, MovedError) else "is on its way"
+            return BrokerUnavailable(f"{self.place}: the slot {there}: {error}")
         return translate(error, self.place, sent=sent)
 
     def _opened(self, pool: Any, options: dict[str, Any], timeout: float = SOCKET_TIMEOUT) -> Any:
@@ -144,11 +184,11 @@ class Endpoint:
             raise
         return connection
 
-    def _enter(self, guide: Guide, address: Address, timeout: float) -> Any:
+    def _enter(self, address: Address, timeout: float) -> Any:
         """Connect to a server that was found, and look whether it is the right one."""
         connection = self._opened(self._pools[0], _at(address), timeout)
         try:
-            guide.check(address, _greet(connection))
+            self._note(address, _greet(connection))
         except CLIENT_ERRORS as error:
             connection.disconnect()
             raise self.translate(error, sent=False) from error
@@ -157,10 +197,10 @@ class Endpoint:
             raise
         return connection
 
-    async def _aenter(self, guide: Guide, address: Address) -> Any:
+    async def _aenter(self, address: Address) -> Any:
         connection = await self._aopened(self._pools[1], _at(address))
         try:
-            guide.check(address, await _agreet(connection))
+            self._note(address, await _agreet(connection))
         except CLIENT_ERRORS as error:
             await connection.disconnect(nowait=True)
             raise self.translate(error, sent=False) from error
@@ -168,6 +208,13 @@ class Endpoint:
             await connection.disconnect(nowait=True)
             raise
         return connection
+
+    def _note(self, address: Address, hello: Hello) -> None:
+        """Look whether a server is the right one, and how it publishes."""
+        if self._guide is not None:
+            self._guide.check(address, hello)
+        version = hello.get(b"version", b"").split(b".")[0]
+        self.sharded = self.clustered and version.isdigit() and int(version) >= _SHARDED_SINCE
 
     def _ask(self, guide: Guide, question: Question) -> Any:
         """Return what one server answers, or the error."""
@@ -276,6 +323,8 @@ def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:
         return BrokerUnavailable(words)
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
         return Interrupted(words) if sent else BrokerUnavailable(words)
+    if isinstance(error, AskError):  # or MovedError, which is one
+        words += "; that is a node of a cluster, the URL of which begins with redis+cluster://"
     return BrokerError(words)
 
 

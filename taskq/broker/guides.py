@@ -15,6 +15,9 @@ from redis.crc import key_slot
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    ClusterDownError,
+    MovedError,
+    ReadOnlyError,
     ResponseError,
 )
 
@@ -27,6 +30,10 @@ Hello: TypeAlias = Mapping[bytes, Any]
 
 # A sentinel or a node that does not answer in that time is not waited for.
 ASK_SECONDS = 1.0
+
+
+class Misplaced(BrokerError):
+    """The URL is that of another kind of server; nothing was done."""
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -57,6 +64,10 @@ class Guide(Protocol):
         """Take note of what a server said, or that it did not."""
         ...
 
+    def questions(self) -> list[Question]:
+        """Return what is asked of each of those who are asked."""
+        ...
+
 
 class Sentinels:
     """Asks the sentinels for the master, each time: what was true once may not be so now."""
@@ -69,11 +80,6 @@ class Sentinels:
         # The one that answered last comes first.
         self._addresses = deque(addresses)
 
-    @property
-    def addresses(self) -> list[Address]:
-        """The sentinels of the URL."""
-        return list(self._addresses)
-
     def search(self, slot: int) -> Search:  # noqa: ARG002
         """Return the master that the first of them names who knows one that is up."""
         refusal, away = "", ""
@@ -81,14 +87,14 @@ class Sentinels:
             reply = yield Question(address, ("SENTINEL", "MASTER", self.service))
             if isinstance(reply, Exception):
                 if _refuses(reply):
-                    refusal = f"{_spelt(address)}: {_told(reply)}"
+                    refusal = f"{spelt(address)}: {_told(reply)}"
                 else:
-                    away = f"{_spelt(address)}: {_told(reply)}"
+                    away = f"{spelt(address)}: {_told(reply)}"
                 continue
             fields = pairs(reply)
             flags = fields.get(b"flags", b"").split(b",")
             if b"s_down" in flags or b"o_down" in flags:
-                away = f"{_spelt(address)} says that the master is down"
+                away = f"{spelt(address)} says that the master is down"
                 continue
             self._addresses.remove(address)
             self._addresses.appendleft(address)
@@ -98,18 +104,135 @@ class Sentinels:
                 f"{self._place}: no sentinel knows the master {self.service!r}; the last of them, "
                 f"{refusal}"
             )
-            raise BrokerError(msg)
+            raise Misplaced(msg)
         msg = f"{self._place}: no sentinel names a master that is up; {away}"
         raise BrokerUnavailable(msg)
 
     def check(self, address: Address, hello: Hello) -> None:
         """Leave a master that was demoted: its sentinels may not know yet."""
         if _is_replica(hello):
-            msg = f"{self._place}: {_spelt(address)} is a replica, and was named as the master"
+            msg = f"{self._place}: {spelt(address)} is a replica, and was named as the master"
             raise BrokerUnavailable(msg)
 
     def heed(self, slot: int, error: Exception) -> None:
         """Do nothing: they are asked each time."""
+
+    def questions(self) -> list[Question]:
+        """Return what each sentinel is asked."""
+        return [Question(one, ("SENTINEL", "MASTER", self.service)) for one in self._addresses]
+
+
+class Slots:
+    """Knows which node of a cluster has which slots; asks the nodes when that was not true."""
+
+    def __init__(self, place: str, seeds: Sequence[Address], options: dict[str, Any]) -> None:
+        self._place = place
+        self.options = options
+        self._seeds = list(seeds)
+        # Whom to ask, the next one first: one that is cut off may tell what was.
+        self._known = deque(seeds)
+        # Slots from, to, and whose they are; replaced as a whole.
+        self._ranges: list[tuple[int, int, Address]] = []
+        # What nodes said of single slots since.
+        self._moved: dict[int, Address] = {}
+
+    def owner(self, slot: int) -> Address | None:
+        """Return who has a slot, as far as is known."""
+        moved = self._moved.get(slot)
+        if moved is not None:
+            return moved
+        return next((one for low, high, one in self._ranges if low <= slot <= high), None)
+
+    def search(self, slot: int) -> Search:
+        """Return the node that has the slot; ask where that is not known."""
+        owner = self.owner(slot)
+        if owner is None:
+            yield from self._learn()
+            owner = self.owner(slot)
+        if owner is None:
+            msg = f"{self._place}: no node has the slot {slot}"
+            raise BrokerUnavailable(msg)
+        return owner
+
+    def check(self, address: Address, hello: Hello) -> None:
+        """Leave a node that was demoted, or is of no cluster."""
+        if _is_replica(hello):
+            self._doubt()
+            msg = f"{self._place}: {spelt(address)} is a replica by now"
+            raise BrokerUnavailable(msg)
+
+    def heed(self, slot: int, error: Exception) -> None:
+        """Go where a node points to; where one is away or cannot serve, ask anew."""
+        moved: Any = error if isinstance(error, MovedError) else None
+        if moved is not None and moved.host:
+            self._moved[slot] = (moved.host, int(moved.port))
+        elif not isinstance(error, ResponseError) or isinstance(
+            error, (MovedError, ClusterDownError, ReadOnlyError)
+        ):
+            self._doubt()
+
+    def questions(self) -> list[Question]:
+        """Return what each node that is known is asked."""
+        known = dict.fromkeys([*self._seeds, *self._known])
+        return [Question(one, ("CLUSTER", "SLOTS")) for one in known]
+
+    def _doubt(self) -> None:
+        self._ranges, self._moved = [], {}
+
+    def _learn(self) -> Generator[Question, Any, None]:
+        told = ""
+        self._known.rotate(-1)
+        for address in list(dict.fromkeys([*self._known, *self._seeds])):
+            reply = yield Question(address, ("CLUSTER", "SLOTS"))
+            if isinstance(reply, Exception):
+                told = f"{spelt(address)}: {_told(reply)}"
+                if _refuses(reply):
+                    msg = f"{self._place}: {told}"
+                    if "cluster support disabled" in str(reply):
+                        msg += "; it is no cluster; one server's URL begins with redis://"
+                        raise Misplaced(msg)
+                    raise BrokerError(msg)
+                continue
+            nodes = slots_of(reply, address)
+            self._ranges = [(low, high, some[0]) for low, high, some in nodes]
+            self._moved = {}
+            self._known = deque(dict.fromkeys(one for _, _, some in nodes for one in some))
+            return
+        msg = f"{self._place}: no node answers; {told}"
+        raise BrokerUnavailable(msg)
+
+
+class Fixed:
+    """Leads to one server, whoever that is by now."""
+
+    options: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+
+    def search(self, slot: int) -> Search:  # noqa: ARG002
+        """Return the server."""
+        return self._address
+        yield  # a search that asks nobody
+
+    def check(self, address: Address, hello: Hello) -> None:
+        """Take it as it is."""
+
+    def heed(self, slot: int, error: Exception) -> None:
+        """Do nothing: there is no other."""
+
+    def questions(self) -> list[Question]:
+        """Return nothing: nobody is asked."""
+        return []
+
+
+def slots_of(reply: Sequence[Any], asked: Address) -> list[tuple[int, int, list[Address]]]:
+    """Return ranges of slots, each with its master and the replicas, as `asked` told them."""
+    return [
+        # One that has no name for itself is the one asked.
+        (low, high, [((node[0] or b"").decode() or asked[0], int(node[1])) for node in nodes])
+        for low, high, *nodes in reply
+    ]
 
 
 def slot_of(base: str) -> int:
@@ -122,7 +245,8 @@ def pairs(reply: Sequence[Any]) -> dict[bytes, Any]:
     return dict(zip(reply[::2], reply[1::2], strict=False))
 
 
-def _spelt(address: Address) -> str:
+def spelt(address: Address) -> str:
+    """Return host and port as people write them."""
     return f"{address[0]}:{address[1]}"
 
 

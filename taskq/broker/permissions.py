@@ -60,8 +60,12 @@ ROLES = {
 }
 # Everybody: a script by its SHA or, after SCRIPT FLUSH, by its text; the database of the URL.
 _ALL = ("EVAL", "EVALSHA", "SELECT")
+# Of a cluster, from Redis 7 on, whatever the role: the way to a queue, and what is heard there.
+_CLUSTERED = ("CLUSTER|SLOTS", "SPUBLISH", "SSUBSCRIBE", "SUNSUBSCRIBE")
 # What no MULTI takes, or what says nothing there.
-ALONE = frozenset({"SUBSCRIBE", "UNSUBSCRIBE", "SELECT"})
+ALONE = frozenset(
+    {"SUBSCRIBE", "UNSUBSCRIBE", "SELECT", "CLUSTER|SLOTS", "SSUBSCRIBE", "SUNSUBSCRIBE"}
+)
 
 # A function of one line, or of several up to the `end` at the margin.
 _FUNCTION = re.compile(
@@ -72,9 +76,9 @@ _COMMENT = re.compile(r"^ *--.*$", re.MULTILINE)
 _CALL = re.compile(r"\bp?call\(\s*(?:'([A-Z]+)'|(\w+))")
 
 
-def commands(role: str) -> frozenset[str]:
+def commands(role: str, *, clustered: bool = False) -> frozenset[str]:
     """Return the commands that a role needs, in capitals; `A|B` is a subcommand."""
-    found = {*_ALL, *_PLAIN[role]}
+    found = {*_ALL, *_PLAIN[role], *(_CLUSTERED if clustered else ())}
     if role == "worker":
         found |= commands("producer")
     if role == "admin":
@@ -99,8 +103,8 @@ def commands_of(script: str) -> frozenset[str]:
     return frozenset(match[1] or match[2].upper() for match in _CALL.finditer(body))
 
 
-def rule(app: str, role: str, password: str) -> str:
+def rule(app: str, role: str, password: str, *, clustered: bool = False) -> str:
     """Return the `ACL SETUSER` line of a role: this app's keys and channels alone."""
     own = f"{keys.PREFIX}:{{{app}:*"
-    allowed = " ".join(f"+{name.lower()}" for name in sorted(commands(role)))
+    allowed = " ".join(f"+{name.lower()}" for name in sorted(commands(role, clustered=clustered)))
     return f"ACL SETUSER {app}-{role} reset on >{password} ~{own} &{own} {allowed}"

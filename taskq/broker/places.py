@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from taskq.broker.guides import ASK_SECONDS, Address, Guide, Sentinels
+from taskq.broker.guides import ASK_SECONDS, Address, Guide, Sentinels, Slots
 from taskq.errors import ConfigError
 
-SCHEMES = ("redis", "rediss", "unix", "memory", "embedded", "redis+sentinel")
-_SENTINEL_PORT = 26379
+SCHEMES = ("redis", "rediss", "unix", "memory", "embedded", "redis+sentinel", "redis+cluster")
+_PORT, _SENTINEL_PORT = 6379, 26379
+_TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ def read(url: str) -> Place:
         raise ConfigError(msg)
     if parts.scheme == "redis+sentinel":
         return _sentinels(parts)
+    if parts.scheme == "redis+cluster":
+        return _cluster(parts)
     local = parts.scheme in ("unix", "memory", "embedded") or _is_local(parts.hostname)
     return Place(parts.scheme, _shown(parts), local, url)
 
@@ -69,13 +72,23 @@ def _sentinels(parts: SplitResult) -> Place:
     return Place(parts.scheme, shown, local, _plain(parts, addresses[0], database, rest), guide)
 
 
+def _cluster(parts: SplitResult) -> Place:
+    addresses = _addresses(parts, _PORT)
+    if parts.path.strip("/") not in ("", "0"):
+        msg = "url: a cluster has one database, 0: redis+cluster://h1,h2/"
+        raise ConfigError(msg)
+    shown = _shown(parts)
+    guide = Slots(shown, addresses, dict.fromkeys(_TIMEOUTS, ASK_SECONDS))
+    local = all(_is_local(host) for host, _ in addresses)
+    return Place(parts.scheme, shown, local, _plain(parts, addresses[0], "", parts.query), guide)
+
+
 def _asking(parts: SplitResult) -> tuple[dict[str, Any], str]:
     """Return how sentinels are connected to, and the options that are not for them."""
     options: dict[str, Any] = {
         "username": None,
         "password": None,
-        "socket_timeout": ASK_SECONDS,
-        "socket_connect_timeout": ASK_SECONDS,
+        **dict.fromkeys(_TIMEOUTS, ASK_SECONDS),
     }
     rest: list[tuple[str, str]] = []
     for name, value in parse_qsl(parts.query, keep_blank_values=True):

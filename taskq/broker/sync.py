@@ -38,7 +38,7 @@ class Line:
     """One connection, used by one thread at a time. Nothing is repeated here."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._connection: Any = None
         # A monotonic instant after which no reply is waited for.
         self.until = math.inf
@@ -64,12 +64,12 @@ class Line:
             connection.send_command(*arguments, check_health=False)
         except CLIENT_ERRORS as error:
             self.close()
-            raise self._endpoint.translate(error, sent=True) from error
+            raise self.endpoint.translate(error, sent=True) from error
 
     def receive(self) -> Any:
         """Return the next reply."""
         if self._connection is None:
-            msg = f"{self._endpoint.place}: the connection broke before the reply"
+            msg = f"{self.endpoint.place}: the connection broke before the reply"
             raise Interrupted(msg)
         try:
             if self.until != math.inf:
@@ -79,7 +79,7 @@ class Line:
             raise self._refused(error) from error
         except CLIENT_ERRORS as error:
             self.close()
-            raise self._endpoint.translate(error, sent=True) from error
+            raise self.endpoint.translate(error, sent=True) from error
         except BaseException:
             # Interrupted before its reply: the next caller would read that one.
             self.close()
@@ -130,20 +130,20 @@ class Line:
                 connection.disconnect()
 
     def _connect(self) -> Any:
-        self._connection = self._endpoint.open()
+        self._connection = self.endpoint.open()
         return self._connection
 
     def _wait(self) -> None:
         """Return when a reply begins; raise `Interrupted` if none does in time."""
         left = self.until - clock.monotonic()
         if not self._connection.can_read(timeout=max(0.0, min(left, SOCKET_TIMEOUT))):
-            msg = f"{self._endpoint.place}: no answer in time"
+            msg = f"{self.endpoint.place}: no answer in time"
             raise Interrupted(msg)
 
     def _refused(self, error: ResponseError) -> BrokerError:
         if isinstance(error, NoScriptError):
             return ScriptMissing(str(error))
-        known = self._endpoint.translate(error, sent=True)
+        known = self.endpoint.translate(error, sent=True)
         if isinstance(known, BrokerUnavailable):
             self.close()  # a demoted or a loading server: look for another one
         return known
@@ -151,6 +151,8 @@ class Line:
 
 class Broker:
     """Runs commands on a few connections, from any thread, again after a broken one."""
+
+    make_line: Callable[[Endpoint], Line] = Line
 
     def __init__(self, endpoint: Endpoint, deadline: float) -> None:
         self.endpoint = endpoint
@@ -263,7 +265,7 @@ class Broker:
         try:
             # Waited for and noted in one call into C: an interrupt comes before or after it.
             place.extend(itertools.islice(iter(self._places.get, _NO_PLACE), 1))
-            line = self._take_idle() or Line(self.endpoint)
+            line = self._take_idle() or self.make_line(self.endpoint)
             line.until = until
             yield line
         except BrokerError:

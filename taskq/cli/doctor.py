@@ -9,7 +9,7 @@ import secrets
 import click
 
 from taskq.broker import checkup, permissions
-from taskq.broker.checkup import Finding, Level
+from taskq.broker.layout import Finding, Level
 from taskq.cli.place import app_option, open_app, printable
 from taskq.client.app import TaskQ
 from taskq.errors import BrokerError, ConfigError
@@ -52,11 +52,14 @@ def acl(context: click.Context, roles: tuple[str, ...], app: str | None) -> None
     """Print minimal users of Redis for the app, one ACL SETUSER line each.
 
     ROLE: producer, worker, watcher, admin; all of them if none is given. Each line has a new
-    password; feed it to redis-cli, and put user and password into the URL.
+    password; feed it to redis-cli, and put user and password into the URL. Of a cluster, each
+    node is fed the same.
     """
     opened = open_app(context, app)
+    clustered = (opened.config.url or "").startswith("redis+cluster:")
     for role in roles or permissions.ROLES:
-        click.echo(permissions.rule(opened.name, role, secrets.token_hex(24)))
+        password = secrets.token_hex(24)
+        click.echo(permissions.rule(opened.name, role, password, clustered=clustered))
 
 
 def _examine(app: TaskQ) -> list[Finding]:

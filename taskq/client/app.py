@@ -14,6 +14,7 @@ from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, Unpack, ov
 from taskq.broker import keys
 from taskq.broker.access import Access, open_access
 from taskq.broker.aio import AsyncBroker
+from taskq.broker.cluster import open_abroker, open_broker
 from taskq.broker.sync import Broker
 from taskq.client import sending
 from taskq.client.dead import DeadLetters
@@ -24,6 +25,7 @@ from taskq.client.schedules import Schedules
 from taskq.client.signature import CallOptions, Options, Signature
 from taskq.client.task import BoundTaskDecorator, Task, TaskDecorator, TaskOptions
 from taskq.client.waiter import Waiter
+from taskq.client.waiters import open_waiter
 from taskq.config import Config, Settings, check_name, nearest
 from taskq.errors import ConfigError
 from taskq.model.message import WIRE_ID, id_of
@@ -270,7 +272,7 @@ class TaskQ:
         if self._broker is None:
             with self._lock:
                 deadline = self.config.enqueue_deadline
-                self._broker = self._broker or Broker(self.access.endpoint, deadline)
+                self._broker = self._broker or open_broker(self.access.endpoint, deadline)
         return self._broker
 
     def abroker(self) -> AsyncBroker:
@@ -278,7 +280,7 @@ class TaskQ:
         loop = asyncio.get_running_loop()
         broker = self._abrokers.get(loop)
         if broker is None:
-            broker = AsyncBroker(self.access.endpoint, self.config.enqueue_deadline)
+            broker = open_abroker(self.access.endpoint, self.config.enqueue_deadline)
             self._abrokers[loop] = broker
         return broker
 
@@ -287,7 +289,7 @@ class TaskQ:
         """The subscriptions of this process."""
         if self._waiter is None:
             with self._lock:
-                self._waiter = self._waiter or Waiter(self.access.endpoint)
+                self._waiter = self._waiter or open_waiter(self.access.endpoint)
         return self._waiter
 
     def seal(self, domain: Domain, queue: str) -> Seal:

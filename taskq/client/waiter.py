@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from taskq.broker.connection import CLIENT_ERRORS, SOCKET_TIMEOUT, Endpoint
+from taskq.errors import BrokerUnavailable
 from taskq.model import clock
 
 log = logging.getLogger("taskq.client")
@@ -107,6 +108,12 @@ class Waiter:
             if len(self._stale) > _MOST_STALE:
                 self._send([])
 
+    def attend(self, wait: Wait) -> None:
+        """Bring the news to a blocking caller who has other waiters to look after too."""
+        with self._lock:
+            self._awaited.add(wait)
+            self._start()
+
     def leave(self, wait: Wait) -> None:
         """Note that a wait is over."""
         with self._lock:
@@ -156,9 +163,10 @@ class Waiter:
 
         Where there is none, or it is broken, the reader subscribes to all when he has one.
         """
-        words = [("SUBSCRIBE", *new)] if new else []
+        shard = "S" if self._endpoint.sharded else ""
+        words = [(f"{shard}SUBSCRIBE", *new)] if new else []
         if self._stale:
-            words.append(("UNSUBSCRIBE", *self._stale))
+            words.append((f"{shard}UNSUBSCRIBE", *self._stale))
             self._confirmed -= self._stale
             self._stale.clear()
         if words and self._connection is not None:
@@ -193,6 +201,8 @@ class Waiter:
             except Exception as error:  # noqa: BLE001
                 # Not the client's own errors alone: whoever sends on a broken connection closes
                 # it under our hands, and then anything can be None.
+                if isinstance(error, CLIENT_ERRORS):
+                    self._endpoint.translate(error, sent=True)
                 log.debug("waiting: %s: %s", self._endpoint.place, error)
                 self._disconnect()
                 self._rest = min(max(2 * self._rest, _RECONNECT_SECONDS[0]), _RECONNECT_SECONDS[1])
@@ -230,14 +240,18 @@ class Waiter:
 
     def _handle(self, reply: Any) -> None:
         match reply:
-            case [b"subscribe", channel, _]:
+            case [b"subscribe" | b"ssubscribe", channel, _]:
                 self._confirm(channel)
-            case [b"message", channel, payload]:
+            case [b"message" | b"smessage", channel, payload]:
                 with self._lock:
                     waits = list(self._waits.get(channel, ()))
                 for wait in waits:
                     wait.news.append((channel, payload))
                     wait.notify()
+            case [b"sunsubscribe", channel, _] if channel in self._confirmed:
+                # Nobody asked for that: the slot has gone to another node.
+                msg = f"{self._endpoint.place}: {channel!r} is heard elsewhere"
+                raise BrokerUnavailable(msg)
             case _:  # the end of a subscription
                 pass
 

@@ -7,11 +7,15 @@ by a claim.
 from __future__ import annotations
 
 import logging
+import selectors
 from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 
 from taskq.broker import commands, keys
+from taskq.broker.cluster import Lines, NodeLine
+from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
@@ -22,6 +26,8 @@ log = logging.getLogger("taskq.worker")
 # Well under redis-py's socket timeout of 5 s.
 BLOCK_SECONDS = 2
 _AWAY_SECONDS = 0.3
+# How long after its time a blocked call may be answered.
+_SILENT_SECONDS = 2.0
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -42,16 +48,15 @@ class Bell:
     def __init__(
         self, app: str, endpoint: Endpoint, queues: Sequence[str], digest: str, child: str
     ) -> None:
-        self._app = app
-        self._queues = list(queues)
-        self._digest = digest
-        self._line = Line(endpoint)
-        # Wakes this very bell; in the slot of the first queue.
-        self.own_key = keys.wake(app, self._queues[0], child)
-        self.kick = commands.wake(keys.base(app, self._queues[0]), child)
+        self._posts = _posts(app, endpoint, queues, digest, child)
         # What the blocked call listens for; None while none is blocked.
         self.listening: str | None = None
         self._heeded: dict[str, str] = {}
+
+    @property
+    def kicks(self) -> list[Command[str]]:
+        """What wakes this very bell: any of these."""
+        return [post.kick for post in self._posts]
 
     def lacks(self, kinds: str, members: dict[str, str]) -> bool:
         """Whether a call is blocked that does not hear of all of this."""
@@ -72,31 +77,150 @@ class Bell:
             paused: queues the work of which is left to others for some time.
 
         """
+        self.listening, self._heeded = kinds, members
         try:
-            return self._block(kinds, members, paused)
+            if len(self._posts) > 1:
+                return self._listen_to_all(kinds, members, paused)
+            return self._posts[0].block(kinds, members, paused)
         except BrokerError as error:
             log.debug("the bell: %s", error)
+            self.listening = None
             clock.sleep(_AWAY_SECONDS)
             return None
+        finally:
+            self.listening = None
 
     def close(self) -> None:
-        """Close the connection. Nobody listens any more."""
-        self._line.close()
+        """Close the connections. Nobody listens any more."""
+        for post in self._posts:
+            post.close()
 
-    def _block(self, kinds: str, members: dict[str, str], paused: frozenset[str]) -> Heard | None:
-        wakes = {keys.wake(self._app, queue, one): queue for queue, one in members.items()}
+    def _listen_to_all(
+        self, kinds: str, members: dict[str, str], paused: frozenset[str]
+    ) -> Heard | None:
+        """Block until one of several nodes answers; the calls to the others stay blocked."""
+        for post in self._posts:
+            post.stand(kinds, members, paused)
+        standing = [post for post in self._posts if post.asked]
+        if not standing:
+            clock.sleep(_AWAY_SECONDS)
+            return None
+        first = _first_to_answer(standing)
+        return None if first is None else first.hear()
+
+
+class Post:
+    """The bells of the queues that are reached over one line."""
+
+    def __init__(
+        self, app: str, line: Line, queues: Sequence[str], digest: str, child: str
+    ) -> None:
+        self._app, self._line, self._queues, self._digest = app, line, queues, digest
+        # Wakes this very bell; in the slot of the first queue.
+        self._own_key = keys.wake(app, queues[0], child)
+        self.kick = commands.wake(keys.base(app, queues[0]), child)
+        # Of a call that is blocked though nobody listens: key → queue, and until when it is.
+        self.asked: dict[str, Heard] = {}
+        self._until = 0.0
+        # Until when a node that is away is left alone.
+        self._away_until = 0.0
+        # Ends a blocked call that does not hear of all it should.
+        self._kicker: Line | None = None
+
+    def block(self, kinds: str, members: dict[str, str], paused: frozenset[str]) -> Heard | None:
+        """Block until a bell rings."""
+        wanted = self._wanted(kinds, members, paused)
+        reply = self._line.call("BLPOP", *wanted, BLOCK_SECONDS)
+        return None if reply is None else wanted[reply[0].decode()]
+
+    def stand(self, kinds: str, members: dict[str, str], paused: frozenset[str]) -> None:
+        """See to it that a call is blocked that hears of all of this; return at once."""
+        wanted = self._wanted(kinds, members, paused)
+        try:
+            if not self.asked and clock.monotonic() >= self._away_until:
+                self._line.send("BLPOP", *wanted, BLOCK_SECONDS)
+                self._until = clock.monotonic() + BLOCK_SECONDS + _SILENT_SECONDS
+                self.asked = wanted
+            elif self.asked and not wanted.keys() <= self.asked.keys():
+                self._kicker = self._kicker or NodeLine(self._line.endpoint)
+                self._kicker.run(self.kick)
+        except BrokerError as error:
+            self._leave(error)
+
+    def hear(self) -> Heard | None:
+        """Take the answer to the call that was blocked."""
+        asked, self.asked = self.asked, {}
+        try:
+            # Where none has come, none is waited for.
+            self._line.until = clock.monotonic()
+            reply = self._line.receive()
+        except BrokerError as error:
+            self._leave(error)
+            return None
+        # Time has passed: these queues are asked, and no others.
+        return Heard(self._queues[0]) if reply is None else asked[reply[0].decode()]
+
+    def left(self) -> float:
+        """Return for how many seconds its answer may be waited for."""
+        return self._until - clock.monotonic()
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer, or none will come any more."""
+        return self.line.answered or self.left() <= 0
+
+    @property
+    def line(self) -> NodeLine:
+        """The line, of which a selector can tell whether an answer has come."""
+        return cast("NodeLine", self._line)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._line.close()
+        if self._kicker is not None:
+            self._kicker.close()
+
+    def _wanted(
+        self, kinds: str, members: dict[str, str], paused: frozenset[str]
+    ) -> dict[str, Heard]:
+        """Return what is listened for, in this order, and what it means."""
+        wakes = {
+            keys.wake(self._app, queue, members[queue]): Heard(queue, summons=True)
+            for queue in self._queues
+            if queue in members
+        }
         bells = {
-            keys.bell(self._app, queue, self._digest, kind): queue
+            keys.bell(self._app, queue, self._digest, kind): Heard(queue)
             for queue in self._queues
             if queue not in paused
             for kind in kinds
         }
-        self.listening, self._heeded = kinds, members
-        try:
-            reply = self._line.call("BLPOP", self.own_key, *wakes, *bells, BLOCK_SECONDS)
-        finally:
-            self.listening = None
-        if reply is None:
-            return None
-        key = reply[0].decode()
-        return Heard(wakes[key], summons=True) if key in wakes else Heard(bells.get(key))
+        return {self._own_key: Heard(None)} | wakes | bells
+
+    def _leave(self, error: BrokerError) -> None:
+        log.debug("the bell: %s", error)
+        self._line.close()
+        self.asked = {}
+        self._away_until = clock.monotonic() + _AWAY_SECONDS
+
+
+def _posts(
+    app: str, endpoint: Endpoint, queues: Sequence[str], digest: str, child: str
+) -> list[Post]:
+    lines, by_line = Lines(endpoint), dict[Line, list[str]]()
+    for queue in queues:
+        by_line.setdefault(lines.of(keys.base(app, queue)), []).append(queue)
+    return [Post(app, line, some, digest, child) for line, some in by_line.items()]
+
+
+def _first_to_answer(posts: Sequence[Post]) -> Post | None:
+    """Return the first of these that has an answer; None where none comes in time."""
+    ready = next((post for post in posts if post.answered), None)
+    if ready is not None:
+        return ready
+    with selectors.DefaultSelector() as selector:
+        for post in posts:
+            selector.register(post.line.fileno(), selectors.EVENT_READ, post)
+        chosen = selector.select(max(0.0, min(post.left() for post in posts)))
+    # Without one, the one that was to answer first is asked for its answer next.
+    return chosen[0][0].data if chosen else None

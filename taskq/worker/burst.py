@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Iterable
 
 from taskq.broker import keys, queries
+from taskq.broker.cluster import Lines
 from taskq.broker.connection import Endpoint
-from taskq.broker.sync import Line
 from taskq.errors import BrokerError
 
 log = logging.getLogger("taskq.worker")
@@ -32,7 +32,7 @@ class BurstWatch:
     ) -> None:
         self._app, self._queues, self._tasks = app, list(queues), set(tasks)
         self._retries = retries
-        self._line = Line(endpoint)
+        self._lines = Lines(endpoint)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="taskq-burst", daemon=True)
         # Whether all is done; read by the supervisor.
@@ -60,13 +60,13 @@ class BurstWatch:
                 log.debug("burst: %s", error)
                 looks = 0
             self.idle = looks >= _LOOKS
-        self._line.close()
+        self._lines.close()
 
     def _nothing_left(self) -> bool:
         if self._retries():
             return False
         for queue in self._queues:
-            survey = self._line.run(queries.survey(keys.base(self._app, queue), queue))
+            survey = self._lines.run(queries.survey(keys.base(self._app, queue), queue))
             # A task that this worker does not know can wait for ever.
             queued = any(task.queued for name, task in survey.tasks.items() if name in self._tasks)
             running = any(task.running for task in survey.tasks.values())

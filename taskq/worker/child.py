@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from taskq.broker import checkup, keys
-from taskq.broker.checkup import Finding
+from taskq.broker.layout import Finding
 from taskq.client.app import TaskQ
 from taskq.client.loader import load_app
 from taskq.errors import BrokerError, BrokerUnavailable, ConfigError, TaskQError

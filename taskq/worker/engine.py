@@ -282,10 +282,13 @@ class Engine:
 
     def _kick_bell(self) -> None:
         """End the bell's blocked call: what it should listen for has changed."""
-        try:
-            self.app.broker.run(self._bell.kick, within=0.1)
-        except BrokerError as error:
-            log.debug("the bell was not kicked: %s", error)
+        for kick in self._bell.kicks:
+            try:
+                self.app.broker.run(kick, within=0.1)
+            except BrokerError as error:
+                log.debug("the bell was not kicked: %s", error)
+            else:
+                return
 
     def _enter_lifespan(self) -> Any:
         if self.app.lifespan is None:

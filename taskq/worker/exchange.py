@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
 import threading
 from collections.abc import Callable, Iterable
 
-from taskq.broker import commands
+from taskq.broker import commands, keys
 from taskq.broker.access import Access
+from taskq.broker.cluster import Lines
 from taskq.broker.commands import Exchanged, Finish, Order, Room
 from taskq.broker.sync import Line
 from taskq.errors import BrokerError
@@ -22,7 +22,7 @@ from taskq.worker.board import Board
 from taskq.worker.books import Books, Slots
 from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.outbox import Outbox
-from taskq.worker.port import Badge, Port
+from taskq.worker.port import Badge, Port, Reach
 from taskq.worker.warrants import Warrants
 
 log = logging.getLogger("taskq.worker")
@@ -37,7 +37,8 @@ OBEY_SECONDS = 1.0
 AHEAD_LEAST = 16
 # How long an ended attempt may wait for company on its way to Redis.
 GATHER_SECONDS = 0.005
-_BACKOFF = (0.05, 1.0)
+# Where one node of a cluster is away, the others are not kept waiting for longer.
+_AWAY_SECONDS = 1.0
 
 
 class Exchange:
@@ -53,7 +54,10 @@ class Exchange:
         outbox: Outbox,
         board: Board,
     ) -> None:
-        self.ports = [Port(app, queue, badge) for queue in queues]
+        self._lines = Lines(access.endpoint)
+        # One; but with a cluster one for each queue.
+        self._reaches: dict[Line, Reach] = {}
+        self.ports = [Port(app, queue, badge, self._reach(app, queue)) for queue in queues]
         # No more claims. Set once, by the engine.
         self.quiet = False
         # Called after each turn, outside the lock.
@@ -69,7 +73,6 @@ class Exchange:
         # Messages of this child that wait for another attempt; kept for --burst only.
         self.retrying: set[bytes] | None = None
         self._by_queue = {port.queue: port for port in self.ports}
-        self._line = Line(access.endpoint)
         self._warrants = Warrants(app, access.keyring)
         self._slots, self._outbox = slots, outbox
         self._closed = False
@@ -84,7 +87,6 @@ class Exchange:
         self._turns = 0
         # When the last turn ended well: Redis answered.
         self.reached_at = clock.monotonic()
-        self._retry_at, self._pause = 0.0, _BACKOFF[0]
 
     def ask(self, queues: Iterable[str] | None = None) -> None:
         """Let the next turn claim, from these queues or from all."""
@@ -107,12 +109,11 @@ class Exchange:
         while self._wanted() and self._lock.acquire(blocking=False):
             try:
                 self._turn()
-            except BrokerError as error:
-                self._back_off(error)
             except Exception as error:
                 # A defect in one turn must not make the worker deaf to all that follow.
                 log.exception("a turn failed")
-                self._back_off(error)
+                for reach in self._reaches.values():
+                    reach.back_off(error)
             finally:
                 self._lock.release()
             self.after_turn()
@@ -120,25 +121,31 @@ class Exchange:
     def flush(self) -> None:
         """Send all ends of attempts, and give the rest back uncounted."""
         with self._lock:
-            try:
-                self._receive()
-                self._settle(self._outbox.take())
-                self._give_back(self._books.held)
-                while len(self._outbox) or any(port.unsent for port in self.ports):
-                    self._turn()
-            except BrokerError as error:
-                log.warning("what is unfinished is left to the end of its lease: %s", error)
+            for reach in self._reaches.values():
+                # Once more, whatever was before.
+                reach.retry_at = 0.0
+            self._receive()
+            self._settle(self._outbox.take())
+            self._give_back(self._books.held)
+            while len(self._outbox) or any(self._sendable(port) for port in self.ports):
+                self._turn()
+            if any(port.unsent for port in self.ports):
+                log.warning("what is unfinished is left to the end of its lease")
 
     def leave(self) -> None:
         """Give up the leases and the connection."""
         with self._lock:
             self._closed = True
-            try:
-                for port in self.ports:
-                    port.leave(self._line)
-            except BrokerError as error:
-                log.warning("the lease is left to run out: %s", error)
-            self._line.close()
+            away: set[Reach] = set()
+            for port in self.ports:
+                if port.reach in away:
+                    continue
+                try:
+                    port.leave(port.reach.line)
+                except BrokerError as error:
+                    log.warning("the lease is left to run out: %s", error)
+                    away.add(port.reach)
+            self._lines.close()
         self.enrolled()
 
     @property
@@ -157,13 +164,15 @@ class Exchange:
 
     def next_turn(self) -> float:
         """Return the monotonic instant at which a turn is due by itself."""
-        if self._retry_at:
-            return self._retry_at
+        away = [reach.retry_at for reach in self._reaches.values() if reach.retry_at]
+        if len(away) == len(self._reaches):
+            return min(away)
         if self._under_way is not None:
             return self._look_at
         since = self._outbox.since
         gathered = math.inf if since is None else since + GATHER_SECONDS
-        return min(gathered, *(port.due_at for port in self.ports))
+        due = (port.due_at for port in self.ports if not port.reach.retry_at)
+        return min(gathered, *away, *due)
 
     def members(self) -> dict[str, str]:
         """Return this child's id in each queue."""
@@ -171,14 +180,21 @@ class Exchange:
 
     def _wanted(self) -> bool:
         now = clock.monotonic()
-        if self._closed or now < self._retry_at:
+        if self._closed or all(reach.away(now) for reach in self._reaches.values()):
             return False
         if self._under_way is not None:
             # While there is something to run, Redis may take its time.
             return not self._slots.waiting() or now >= self._look_at
         if self._asked or self._outbox.since is not None:
             return True
-        return any(port.unsent or port.due_at <= now for port in self.ports)
+        return any(
+            port.unsent or port.reach.retry_at or port.due_at <= now
+            for port in self.ports
+            if not port.reach.away(now)
+        )
+
+    def _sendable(self, port: Port) -> bool:
+        return bool(port.unsent and not port.reach.retry_at)
 
     def _turn(self) -> None:
         """Send what ended to each queue concerned, and claim what there is room for."""
@@ -191,19 +207,40 @@ class Exchange:
         first = self._turns % len(self.ports)
         for port in (*self.ports[first:], *self.ports[:first]):
             self._receive()
-            self._visit(port)
+            if not port.reach.away(self.turned_at):
+                self._visit(port)
         # With enough to run meanwhile, the reply is read when that is done.
         if self._slots.waiting() < AHEAD_LEAST:
             self._receive()
-        self.reached_at = clock.monotonic()
-        if self._retry_at:
-            self._receive()
-            for port in self.ports:
-                port.disclaim(self._line, set(self._books.fields_of(port.queue)))
-            log.info("Redis is back")
-            self._retry_at, self._pause = 0.0, _BACKOFF[0]
+        failed = [reach for reach in self._reaches.values() if reach.retry_at]
+        if len(failed) < len(self._reaches):
+            self.reached_at = clock.monotonic()
+        for reach in failed:
+            if not reach.away(clock.monotonic()):
+                self._come_back(reach)
+
+    def _come_back(self, reach: Reach) -> None:
+        """Begin to use a line again that has answered: Redis may have forgotten something."""
+        self._receive()
+        try:
+            for port in reach.ports:
+                port.disclaim(reach.line, set(self._books.fields_of(port.queue)))
+        except BrokerError as error:
+            reach.back_off(error)
+        else:
+            reach.line.until = math.inf
+            reach.answered()
 
     def _visit(self, port: Port) -> None:
+        reach = port.reach
+        if reach.retry_at and len(self._reaches) > 1:
+            reach.line.until = clock.monotonic() + _AWAY_SECONDS
+        try:
+            self._speak(port)
+        except BrokerError as error:
+            reach.back_off(error)
+
+    def _speak(self, port: Port) -> None:
         now = clock.monotonic()
         if port.due_at <= now:
             # Even without room: what is due is queued then, and others are rung for.
@@ -211,9 +248,9 @@ class Exchange:
         if now - port.asked_at > ASK_SECONDS:
             port.hungry = True
         if not port.enrolled:
-            port.enrol(self._line)
+            port.enrol(port.reach.line)
             self.enrolled()
-        for finish, verdict in port.offer_strays(self._line):
+        for finish, verdict in port.offer_strays(port.reach.line):
             self._note(finish, verdict)
         if port.summoned:
             self._obey(port)
@@ -222,7 +259,7 @@ class Exchange:
             return
         if not room.empty:
             port.asked_at = now
-        port.begin(self._line, room)
+        port.begin(port.reach.line, room)
         self._under_way, self._look_at = port, now + GATHER_SECONDS
 
     def _receive(self) -> None:
@@ -230,7 +267,11 @@ class Exchange:
         port, self._under_way, self._look_at = self._under_way, None, math.inf
         if port is None:
             return
-        answer = port.end(self._line)
+        try:
+            answer = port.end(port.reach.line)
+        except BrokerError as error:
+            port.reach.back_off(error)
+            return
         if answer is not None:
             reply, finishes = answer
             if self.retrying is not None or "l" in reply.verdicts:
@@ -247,7 +288,7 @@ class Exchange:
         # First this: what comes while Redis answers may be missing in the answer.
         port.summoned = False
         try:
-            told = self._line.run(commands.orders(port.base, port.worker))
+            told = port.reach.line.run(commands.orders(port.base, port.worker))
         except BrokerError:
             port.summoned = True
             raise
@@ -263,7 +304,7 @@ class Exchange:
                 self._slots.interrupt(delivery)
             if order.terminate:
                 self.terminate(order)
-        self._warrants.drop(self._line, port.queue, port.worker, unproven)
+        self._warrants.drop(port.reach.line, port.queue, port.worker, unproven)
 
     def _hand_out(self, port: Port, reply: Exchanged) -> None:
         """Put claimed messages on the books, and into the pools."""
@@ -278,6 +319,10 @@ class Exchange:
             self._slots.put_threads(claimed.threads, claimed.quick)
         if claimed.coroutines:
             self._slots.put_coroutines(claimed.coroutines)
+
+    def _reach(self, app: str, queue: str) -> Reach:
+        line = self._lines.of(keys.base(app, queue))
+        return self._reaches.setdefault(line, Reach(line))
 
     def _room(self, port: Port, now: float) -> Room:
         if self.quiet or now < port.paused_until:
@@ -309,10 +354,3 @@ class Exchange:
             log.warning("an outcome of %s came too late: another claim has the message", name)
         elif finish.kind == "y" and self.retrying is not None:
             self.retrying.add(finish.field[:32])
-
-    def _back_off(self, error: Exception) -> None:
-        if not self._retry_at:
-            log.warning("Redis cannot be reached, trying on: %s", error)
-        jitter = 0.5 + secrets.randbelow(500) / 1000
-        self._retry_at = clock.monotonic() + self._pause * jitter
-        self._pause = min(2 * self._pause, _BACKOFF[1])

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterable
 
 from taskq.broker import checkup
-from taskq.broker.checkup import Finding, Level
 from taskq.broker.connection import Endpoint
+from taskq.broker.layout import Finding, Level
 
 log = logging.getLogger("taskq.worker")
 

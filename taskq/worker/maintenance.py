@@ -6,6 +6,7 @@ Safe to run any number of times, in any number of workers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import secrets
 import threading
@@ -13,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from taskq.broker import commands, keys, queries
+from taskq.broker.cluster import Lines
 from taskq.broker.commands import DEFAULT_KEPT, Blame, Kept, Order
 from taskq.broker.connection import Endpoint
-from taskq.broker.sync import Line
 from taskq.errors import BrokerError
 from taskq.model import clock
 from taskq.model.signing import Keyring
@@ -62,7 +63,11 @@ class Maintenance:
         # What a member is to cancel, which it may not have heard.
         self._orders = orders
         self._keyring, self._warrants = keyring, Warrants(app, keyring)
-        self._line = Line(endpoint)
+        self._lines = Lines(endpoint)
+        # With a cluster: the queues whose node did not answer in this round. The others are
+        # looked after all the same.
+        self._clustered = endpoint.clustered
+        self._silent: set[str] = set()
         self._wake = threading.Event()
         self._stopped = False
         # How many suspects wait in each queue, at the last look; read by the supervisor.
@@ -124,55 +129,88 @@ class Maintenance:
             pause = self._round()
         with contextlib.suppress(BrokerError):  # their leases will run out
             self._take_back_dead()
-        self._line.close()
+        self._lines.close()
 
     def _round(self) -> float:
         """Do all duties once; return the seconds until the next round."""
+        # Those that answered come first: a node that is silent costs time.
+        late, self._silent = self._silent, set[str]()
         try:
             if self._first is not None:
                 self._first()
                 self._first = None
             self._take_back_dead()
             self._give_back_stuck()
-            self._renew()
-            self._reap()
+            self._renew(late)
+            for queue in sorted(self._queues, key=late.__contains__):
+                self._do(queue, functools.partial(self._reclaim, queue, ""))
             self._warn()
         except BrokerError as error:
-            if not self._away:
-                log.warning("maintenance waits for Redis: %s", error)
-            self._away = True
+            self._note_away(error)
+            return 0.5 + secrets.randbelow(500) / 1000
+        if self._silent:
             return 0.5 + secrets.randbelow(500) / 1000
         self._away = False
         self._reached_at = clock.monotonic()
         return self._tick * (0.8 + secrets.randbelow(200) / 1000)
 
+    def _do(self, queue: str, duty: Callable[[], None]) -> bool:
+        """Do a duty of one queue; return whether it was done.
+
+        Raises:
+            BrokerError: Redis is away, and with it every queue.
+
+        """
+        if queue in self._silent:
+            return False
+        try:
+            duty()
+        except BrokerError as error:
+            if not self._clustered:
+                raise
+            self._note_away(error)
+            self._silent.add(queue)
+            return False
+        return True
+
+    def _note_away(self, error: Exception) -> None:
+        if not self._away:
+            log.warning("maintenance waits for Redis: %s", error)
+        self._away = True
+
     def _take_back_dead(self) -> None:
-        while self._dead:
-            (queue, worker), blames = self._dead[0]
-            self._reclaim(queue, worker, blames)
-            with self._lock:
-                self._dead.pop(0)
+        for one in list(self._dead):
+            (queue, worker), blames = one
+            if self._do(queue, functools.partial(self._reclaim, queue, worker, blames)):
+                with self._lock:
+                    self._dead.remove(one)
 
     def _give_back_stuck(self) -> None:
         while self._stuck:
             with self._lock:
                 (queue, worker), fields = self._stuck.pop(0)
-            base = keys.base(self._app, queue)
             # Where Redis is away they are stuck as well, and are looked at again.
-            count = self._line.run(commands.release(base, worker.encode(), fields))
-            if count:
-                log.info("gave back %d messages of a busy child on %s", count, queue)
+            self._do(queue, functools.partial(self._release, queue, worker, fields))
 
-    def _renew(self) -> None:
-        for queue, worker in list(self._members()):
-            command = commands.renew(
-                keys.base(self._app, queue), worker.encode(), self._lease_ms, self._digest
-            )
-            renewed = self._line.run(command)
-            if renewed.word == "lost":
-                self._lost((queue, worker))
-            elif renewed.orders:
-                self._pass_on((queue, worker), renewed.orders)
+    def _release(self, queue: str, worker: str, fields: Sequence[bytes]) -> None:
+        base = keys.base(self._app, queue)
+        count = self._lines.run(commands.release(base, worker.encode(), fields))
+        if count:
+            log.info("gave back %d messages of a busy child on %s", count, queue)
+
+    def _renew(self, late: set[str]) -> None:
+        for member in sorted(self._members(), key=lambda one: one[0] in late):
+            self._do(member[0], functools.partial(self._renew_one, member))
+
+    def _renew_one(self, member: Member) -> None:
+        queue, worker = member
+        base = keys.base(self._app, queue)
+        command = commands.renew(base, worker.encode(), self._lease_ms, self._digest)
+        renewed = self._lines.run(command)
+        if renewed.word == "lost":
+            self._lost(member)
+        elif renewed.orders:
+            self._pass_on(member, renewed.orders)
 
     def _pass_on(self, member: Member, told: list[Order]) -> None:
         """Let those orders be obeyed that are proven."""
@@ -180,11 +218,7 @@ class Maintenance:
         orders, unproven = warrants.proven(queue, told)
         if orders:
             self._orders(member, orders)
-        warrants.drop(self._line, queue, worker.encode(), unproven)
-
-    def _reap(self) -> None:
-        for queue in self._queues:
-            self._reclaim(queue, "")
+        warrants.drop(self._lines.of(keys.base(self._app, queue)), queue, worker.encode(), unproven)
 
     def _reclaim(self, queue: str, worker: str, blames: Sequence[Blame] = ()) -> None:
         left = True
@@ -198,7 +232,7 @@ class Maintenance:
                 blames,
                 self._kept,
             )
-            reply = self._line.run(command)
+            reply = self._lines.run(command)
             left, self.suspects[queue] = reply.left, reply.suspects
             if reply.taken:
                 log.warning("took back %d messages of a dead worker on %s", reply.taken, queue)
@@ -209,19 +243,20 @@ class Maintenance:
             return
         self._warn_at = clock.monotonic() + _WARN_SECONDS
         for queue in self._queues:
-            survey = self._line.run(queries.survey(keys.base(self._app, queue), queue))
-            waiting = [
-                name for name, task in survey.tasks.items() if task.queued and not task.known
-            ]
-            if waiting and survey.workers:
-                log.warning(
-                    "on %s wait messages of tasks that no live worker knows: %s; is a module "
-                    "missing in include=?",
-                    queue,
-                    ", ".join(waiting),
-                )
-            for what, words in _WORTH_TELLING.items():
-                count = survey.counts.get(what, 0)
-                if (new := count - self._counted.setdefault((queue, what), count)) > 0:
-                    log.warning(words, new, queue)
-                self._counted[queue, what] = count
+            self._do(queue, functools.partial(self._warn_of, queue))
+
+    def _warn_of(self, queue: str) -> None:
+        survey = self._lines.run(queries.survey(keys.base(self._app, queue), queue))
+        waiting = [name for name, task in survey.tasks.items() if task.queued and not task.known]
+        if waiting and survey.workers:
+            log.warning(
+                "on %s wait messages of tasks that no live worker knows: %s; is a module "
+                "missing in include=?",
+                queue,
+                ", ".join(waiting),
+            )
+        for what, words in _WORTH_TELLING.items():
+            count = survey.counts.get(what, 0)
+            if (new := count - self._counted.setdefault((queue, what), count)) > 0:
+                log.warning(words, new, queue)
+            self._counted[queue, what] = count

@@ -47,11 +47,45 @@ class Badge:
 _Pending: TypeAlias = tuple[Command[Exchanged], Sequence[Finish]]
 
 
+# Between two attempts to reach Redis.
+BACKOFF = (0.05, 1.0)
+
+
+class Reach:
+    """A line, the ports that use it, and when it is tried again if Redis is away."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.ports: list[Port] = []
+        # A monotonic instant; 0 while Redis answers.
+        self.retry_at = 0.0
+        self._pause = BACKOFF[0]
+
+    def away(self, now: float) -> bool:
+        """Whether it is too early to try again."""
+        return now < self.retry_at
+
+    def back_off(self, error: Exception) -> None:
+        """Note that Redis cannot be reached."""
+        if not self.retry_at:
+            log.warning("Redis cannot be reached, trying on: %s", error)
+        jitter = 0.5 + secrets.randbelow(500) / 1000
+        self.retry_at = clock.monotonic() + self._pause * jitter
+        self._pause = min(2 * self._pause, BACKOFF[1])
+
+    def answered(self) -> None:
+        """Note that Redis is back."""
+        log.info("Redis is back")
+        self.retry_at, self._pause = 0.0, BACKOFF[0]
+
+
 class Port:
     """One queue, as a child sees it. Touched under the exchange's lock only."""
 
-    def __init__(self, app: str, queue: str, badge: Badge) -> None:
+    def __init__(self, app: str, queue: str, badge: Badge, reach: Reach) -> None:
         self.queue = queue
+        self.reach = reach
+        reach.ports.append(self)
         self.base = keys.base(app, queue)
         self._badge = badge
         # This child's id in the queue; a new one after its lease was lost.

@@ -9,10 +9,17 @@ import pytest
 
 from tests.broker.drivers import DRIVERS, Blocking, Driver, OneSlot
 from tests.broker.queues import FullQueue, Queue
+from tests.fleets import Cluster, SentinelSet
 from tests.servers import Server
 
 # Not each by each: a script does the same whoever sends it.
-PLACES = ("server-sync", "server-aio", "memory-sync", "cluster-aio")
+PLACES = (
+    "server-sync",
+    "server-aio",
+    "memory-sync",
+    "node-aio",
+    *(pytest.param(one, marks=pytest.mark.slow) for one in ("sentinels-aio", "cluster-sync")),
+)
 
 
 @pytest.fixture(params=PLACES)
@@ -27,9 +34,12 @@ def backend(place: str) -> str:
 
 @pytest.fixture
 def url(backend: str, namespace: str, request: pytest.FixtureRequest) -> str:
-    """Where the backend is. The one node of the cluster is spoken to as any server."""
+    """Where the backend is. The cluster of one node is spoken to as any server."""
     if backend == "memory":
         return f"memory://{namespace}"
+    if backend in ("sentinels", "cluster"):
+        fleet: SentinelSet | Cluster = request.getfixturevalue(backend)
+        return fleet.url
     node: Server = request.getfixturevalue("server" if backend == "server" else "cluster_node")
     return f"redis://127.0.0.1:{node.port}"
 
@@ -37,7 +47,7 @@ def url(backend: str, namespace: str, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def driver(place: str, backend: str, url: str) -> Iterator[Driver]:
     driver = DRIVERS[place.partition("-")[2]](url)
-    yield OneSlot(driver) if backend == "cluster" else driver
+    yield OneSlot(driver) if backend == "node" else driver
     driver.close()
 
 

@@ -9,11 +9,10 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from taskq.broker.aio import AsyncBroker
+from taskq.broker.cluster import open_abroker, open_broker
 from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
 from taskq.broker.scripts import Script
-from taskq.broker.sync import Broker
 
 T = TypeVar("T")
 
@@ -30,10 +29,10 @@ class Driver(Protocol):
 
 
 class Blocking:
-    """`sync.Broker`."""
+    """What `open_broker` makes."""
 
     def __init__(self, url: str, deadline: float = DEADLINE) -> None:
-        self._broker = Broker(Endpoint(url), deadline)
+        self._broker = open_broker(Endpoint(url), deadline)
 
     def run(self, command: Command[T]) -> T:
         return self._broker.run(command)
@@ -53,11 +52,11 @@ async def all_of(replies: AsyncIterator[T]) -> list[T]:
 
 
 class Awaited:
-    """`aio.AsyncBroker`, on an event loop of its own."""
+    """What `open_abroker` makes, on an event loop of its own."""
 
     def __init__(self, url: str, deadline: float = DEADLINE) -> None:
         self._runner = asyncio.Runner()
-        self._broker = AsyncBroker(Endpoint(url), deadline)
+        self._broker = open_abroker(Endpoint(url), deadline)
 
     def run(self, command: Command[T]) -> T:
         return self._runner.run(self._broker.run(command))

@@ -183,17 +183,24 @@ class Queue:
 
     def listen(self, id: str) -> Callable[[], bytes]:
         """Subscribe to an outcome; return what returns it once it was published."""
-        line = Line(Endpoint(self.url))
+        line = Line(Endpoint(self.url).at(self.base))
         self._lines.append(line)
         channel = keys.done(self.app, self.name, id).encode()
-        assert line.call("SUBSCRIBE", channel) == [b"subscribe", channel, 1]
+        line.call("TIME")  # once it is connected, it knows how is published there
+        shard = "S" if line.endpoint.sharded else ""
+        told = line.call(f"{shard}SUBSCRIBE", channel)
+        assert told == [f"{shard}subscribe".lower().encode(), channel, 1]
 
         def news() -> bytes:
             kind, told_on, payload = line.receive()
-            assert (kind, told_on) == (b"message", channel)
+            assert (kind, told_on) == (f"{shard}message".lower().encode(), channel)
             return bytes(payload)
 
         return news
+
+    def publish(self, id: str, payload: bytes) -> None:
+        """Publish what no script has, to those who listen."""
+        self.call(self._lines[-1].endpoint.publish, f"done:{id}", payload)
 
     def survey(self) -> queries.Survey:
         return self.run(queries.survey(self.base, self.name))

@@ -106,7 +106,7 @@ class TestRepeat:
         assert (queue.raw_record(id), queue.ready(), queue.scheduled()) == before
         assert len(queue.letters()) == (end in (ENDS["failure"], ENDS["refusal"]))
         # Nor is it published again.
-        queue.call("PUBLISH", f"done:{id}", b"the end")
+        queue.publish(id, b"the end")
         heard = [news()]
         while heard[-1] != b"the end":
             heard.append(news())

@@ -12,11 +12,12 @@ import pytest
 
 from taskq import TaskQ
 from taskq.broker import checkup, permissions, scripts
-from taskq.broker.checkup import Finding, Level
 from taskq.broker.connection import Endpoint
+from taskq.broker.layout import Finding, Level
 from taskq.model import clock
 from tests.cli.conftest import SECRET, Shell
-from tests.servers import Server
+from tests.fleets import SERVICE, Cluster, SentinelSet
+from tests.servers import HOST, Server
 
 PASSWORD = "hunter2-and-more"
 
@@ -259,3 +260,42 @@ def test_the_commands_of_every_script_can_be_read() -> None:
         # Whatever is called is spelt out, or the publishing command that comes as an argument.
         assert set(re.findall(r"call\((\w+)", text)) <= {"publish"}
         assert permissions.commands_of(name) <= permissions.commands("admin")
+
+
+def test_sentinels_and_their_master_are_looked_at(sentinels: SentinelSet, tmp_path: Path) -> None:
+    found = told(Shell(tmp_path, sentinels.url))
+    master = f"{HOST}:{sentinels.primary.port}"
+    text = f"3 sentinels name {master}, which has 2 replicas"
+    assert (found["topology"]["level"], found["topology"]["text"]) == ("ok", text)
+    assert found["rights"]["level"] == "ok"
+
+
+def test_a_sentinel_that_is_away_is_told(sentinels: SentinelSet, tmp_path: Path) -> None:
+    url = sentinels.url.replace("://", f"://{HOST}:1,")
+    found = told(Shell(tmp_path, url))
+    assert found["topology"]["text"] == f"1 of 4 sentinels do not answer: {HOST}:1"
+
+
+def test_each_node_of_a_cluster_is_looked_at(cluster: Cluster, tmp_path: Path) -> None:
+    shell = Shell(tmp_path, cluster.url)
+    done = shell.say("doctor", "-A", "proj")
+    assert done.returncode == 0
+    assert "a cluster of 3 masters, without a replica: " in done.stdout
+    for node in cluster.masters:
+        assert f" at redis://{HOST}:{node.port}" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["cluster", "sentinel", "one server"])
+def test_a_url_of_another_kind_keeps_a_worker_from_starting(
+    kind: str, cluster: Cluster, server: Server, tmp_path: Path
+) -> None:
+    url, words = {
+        "cluster": (server.url.replace("redis://", "redis+cluster://"), "it is no cluster"),
+        "sentinel": (f"redis+sentinel://{HOST}:{server.port}/{SERVICE}", "no sentinel knows"),
+        "one server": (f"redis://{HOST}:{cluster.masters[0].port}", "redis+cluster://"),
+    }[kind]
+    shell = Shell(tmp_path, url)
+    done = shell.type("worker", "proj", "-p", "1")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert words in told(shell, 1)["server"]["text"] + told(shell, 1)["server"]["fix"]

@@ -15,7 +15,7 @@ from tenacity import wait_fixed
 from taskq import Context, Retry, RetryPolicy, TaskQ
 from tests.failure.ledger import Ledger
 
-app = TaskQ(os.environ["PROJECT"])
+app = TaskQ(os.environ["PROJECT"], queues=os.environ.get("QUEUES", "").split())
 ledger = Ledger(os.environ["LEDGER"])
 _pause = threading.Event()
 

@@ -22,6 +22,7 @@ from tests.failure import failpoints
 from tests.failure.failpoints import Point
 from tests.failure.ledger import Reader, Run
 from tests.failure.topology import Topology
+from tests.servers import ServerError
 
 MODULE = "tests.failure.project"
 # Short, so that scenarios are; every bound is counted in it.
@@ -54,6 +55,7 @@ class Scene:
         self.folder = folder
         self.topology = topology
         self.shell = Shell(folder, topology.url)
+        topology.key = self.base()
         ledger = folder / "ledger"
         self.ledger = Reader(ledger)
         self.marks = folder / "marks"
@@ -185,7 +187,10 @@ class Scene:
 
 
 class Witness:
-    """Listens past the proxies to every outcome that is published, and counts them."""
+    """Listens past the proxies to every outcome that is published, and counts them.
+
+    A cluster publishes to those alone who name the channel: there it hears nothing.
+    """
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
@@ -203,7 +208,7 @@ class Witness:
         while not self._stopped:
             try:
                 self._hear()
-            except (redis.RedisError, OSError):
+            except (redis.RedisError, OSError, ServerError):
                 time.sleep(0.02)
 
     def _hear(self) -> None:

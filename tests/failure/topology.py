@@ -10,7 +10,7 @@ import contextlib
 from typing import Any, Protocol
 
 from tests.failure.proxy import Proxy
-from tests.fleets import SentinelSet
+from tests.fleets import Cluster, SentinelSet
 from tests.servers import Server
 
 # What a dead server must not forget.
@@ -28,6 +28,8 @@ class Topology(Protocol):
     proxies: list[Proxy]
     # All servers, where there are several.
     fleet: Any
+    # A key of the queue `default`, by which its node is found.
+    key: str
 
     def kill_primary(self) -> Server:
         """Kill the server that takes the writes; return once another one does, if there is one."""
@@ -40,6 +42,7 @@ class Single:
     """One server, its data on disk."""
 
     fleet: Any = None
+    key = ""
 
     def __init__(self, *, proxied: bool, **options: str | int) -> None:
         self.primary = Server(**(DURABLE | options)).start()
@@ -60,6 +63,8 @@ class Single:
 class Sentinel:
     """A master, two replicas and three sentinels. What is killed comes back as a replica."""
 
+    key = ""
+
     def __init__(self, *, proxied: bool, **options: str | int) -> None:
         assert not proxied, "sentinels name the servers, not proxies"
         self.fleet = SentinelSet(**(DURABLE | options)).start()
@@ -79,4 +84,28 @@ class Sentinel:
         self.fleet.close()
 
 
-TOPOLOGIES: dict[str, Any] = {"single": Single, "sentinel": Sentinel}
+class Shards:
+    """Three masters and a replica of each; `primary` is the node that has the queue `default`."""
+
+    def __init__(self, *, proxied: bool, **options: str | int) -> None:
+        assert not proxied, "the nodes of a cluster name the servers, not proxies"
+        self.fleet = Cluster(replicas=1, **(DURABLE | options)).start()
+        self.proxies: list[Proxy] = []
+        self.url = self.fleet.url
+        # A key of the queue that is looked at; the scene tells its name.
+        self.key = ""
+
+    @property
+    def primary(self) -> Server:
+        return self.fleet.owner(self.key)
+
+    def kill_primary(self) -> Server:
+        old = self.primary
+        old.kill()
+        return self.fleet.wait_for_another(self.key, old)
+
+    def close(self) -> None:
+        self.fleet.close()
+
+
+TOPOLOGIES: dict[str, Any] = {"single": Single, "sentinel": Sentinel, "cluster": Shards}

@@ -14,6 +14,7 @@ import pytest
 
 from taskq import TaskQ
 from tests.cli.conftest import Shell
+from tests.fleets import Cluster, SentinelSet
 
 T = TypeVar("T")
 NewApp = Callable[..., TaskQ]
@@ -48,9 +49,25 @@ def _factory(url: str) -> Iterator[NewApp]:
         thread.join()
 
 
-@pytest.fixture(scope="module", params=["redis", "memory"])
+# What is tried on every kind of Redis; the rest differs in nothing that depends on it.
+EVERYWHERE = {"test_calling", "test_results", "test_retries", "test_gathering"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "url" in metafunc.fixturenames:
+        slow = pytest.mark.slow
+        more = [pytest.param(name, marks=slow) for name in ("sentinels", "cluster")]
+        wide = metafunc.module.__name__.rpartition(".")[2] in EVERYWHERE
+        places = ["redis", "memory", *(more if wide else ())]
+        metafunc.parametrize("url", places, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def url(request: pytest.FixtureRequest, redis_url: str) -> str:
-    """Where the apps of `new_app` are: the shared server, then this very process."""
+    """Where the apps of `new_app` are: the shared server, this very process, several servers."""
+    if request.param in ("sentinels", "cluster"):
+        fleet: SentinelSet | Cluster = request.getfixturevalue(request.param)
+        return fleet.url
     return redis_url if request.param == "redis" else f"memory://{secrets.token_hex(4)}"
 
 

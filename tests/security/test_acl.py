@@ -18,6 +18,7 @@ from taskq import TaskQ
 from taskq.cli.place import printable
 from tests.cli.conftest import SECRET, Shell
 from tests.eventually import until
+from tests.fleets import Cluster
 from tests.servers import Server
 
 MORE = """
@@ -151,3 +152,32 @@ def test_they_can_do_no_more(users: Users) -> None:
     assert denied("watcher", "DEL", ours)
     assert denied("producer", "RPOP", ours)
     assert denied("producer", "SUBSCRIBE", "tq:{other:default}:done:x")
+
+
+@pytest.mark.slow
+def test_the_users_of_a_cluster_are_enough_for_it(tmp_path: Path) -> None:
+    with Cluster() as cluster:
+        shell = Shell(tmp_path, cluster.url)
+        urls: dict[str, str] = {}
+        for line in shell.say("acl", "-A", "proj").stdout.splitlines():
+            words = line.split()
+            (password,) = [word[1:] for word in words if word.startswith(">")]
+            urls[words[2].rpartition("-")[2]] = cluster.url.replace(
+                "://", f"://{words[2]}:{password}@"
+            )
+            for node in cluster.nodes:
+                with node.client() as client:
+                    client.execute_command(*words)
+        worker = shell.worker("proj", "-p", "1", TASKQ_URL=urls["worker"])
+        with TaskQ(shell.name, url=urls["producer"], secret=SECRET, queues=["mail"]) as app:
+            sent = [
+                app.send_task("proj.add", (x, 1), queue=queue)
+                for x in range(20)
+                for queue in ("default", "mail")
+            ]
+            assert taskq.gather(sent, timeout=10) == [x + 1 for x in range(20) for _ in "ab"]
+        assert shell.say("doctor", "-A", "proj", TASKQ_URL=urls["admin"]).returncode == 0
+        assert worker.stop() == 0
+        for node in cluster.nodes:
+            with node.client() as client:
+                assert client.execute_command("ACL", "LOG") == []

@@ -1,0 +1,204 @@
+"""Which connection leads to a queue: one for all, or with a cluster one to each queue's node.
+
+A queue is one slot, so one node has all of it. Nothing here knows which: a line finds that
+when it connects, and again when it is told that its node is the wrong one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from taskq.broker.aio import AsyncBroker, AsyncLine
+from taskq.broker.commands import Command, Outgoing
+from taskq.broker.connection import CLIENT_ERRORS, Endpoint
+from taskq.broker.sync import Broker, Line
+
+T = TypeVar("T")
+
+
+class NodeLine(Line):
+    """A line to the node that has one queue. It publishes as that node can."""
+
+    def begin(self, command: Command[T]) -> None:
+        """Send a script call; see `Line.begin`."""
+        super().begin(self._localised(command))
+
+    def finish(self, command: Command[T]) -> T:
+        """Return what the only call begun was answered; see `Line.finish`."""
+        return super().finish(self._localised(command))
+
+    def fileno(self) -> int:
+        """Return the descriptor of the open connection, for a selector; -1 where it is closed."""
+        socket = getattr(self._connection, "_sock", None)
+        return -1 if socket is None else socket.fileno()
+
+    @property
+    def answered(self) -> bool:
+        """Whether the next reply, or the end of the connection, can be read at once."""
+        try:
+            return self._connection is None or bool(self._connection.can_read(timeout=0))
+        except CLIENT_ERRORS:
+            return True
+
+    def _localised(self, command: Command[T]) -> Command[T]:
+        if self._connection is None:
+            self._connect()
+        return command.publishing(self.endpoint.publish)
+
+
+class AsyncNodeLine(AsyncLine):
+    """`NodeLine`, awaited."""
+
+    async def run(self, command: Command[T]) -> T:
+        """Run a script call; see `AsyncLine.run`."""
+        return await super().run(await self._localised(command))
+
+    async def begin(self, command: Command[T]) -> None:
+        """Send a script call; see `AsyncLine.begin`."""
+        await super().begin(await self._localised(command))
+
+    async def _localised(self, command: Command[T]) -> Command[T]:
+        if self._connection is None:
+            await self._connect()
+        return command.publishing(self.endpoint.publish)
+
+
+class Lines:
+    """The lines of one thread, each opened when it is needed first."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._one = None if endpoint.clustered else Line(endpoint)
+        self._lines: dict[str, Line] = {}
+
+    def of(self, base: str) -> Line:
+        """Return the line to a queue; but in a cluster it is the same for all."""
+        if self._one is not None:
+            return self._one
+        line = self._lines.get(base)
+        if line is None:
+            line = self._lines[base] = NodeLine(self._endpoint.at(base))
+        return line
+
+    def run(self, command: Command[T]) -> T:
+        """Run one script call on the line of its queue."""
+        return self.of(command.base).run(command)
+
+    def close(self) -> None:
+        """Close all of them."""
+        for line in (self._one, *self._lines.values()):
+            if line is not None:
+                line.close()
+
+
+class _NodeBroker(Broker):
+    make_line = NodeLine
+
+
+class _AsyncNodeBroker(AsyncBroker):
+    make_line = AsyncNodeLine
+
+
+class ClusterBroker(Broker):
+    """A broker for each queue, behind the face of one."""
+
+    def reset(self) -> None:
+        """Begin without connections."""
+        super().reset()
+        self._brokers: dict[str, Broker] = {}
+
+    def run(self, command: Command[T], *, within: float = float("inf")) -> T:
+        """Run one script call; see `Broker.run`."""
+        return self._of(command.base).run(command, within=within)
+
+    def enqueue(self, base: str, one: Outgoing) -> str:
+        """Queue one message; see `Broker.enqueue`."""
+        return self._of(base).enqueue(base, one)
+
+    def run_each(self, calls: Iterable[Command[T]]) -> Iterator[T]:
+        """Run many, those of one queue after another as a stream; see `Broker.run_each`."""
+        for base, some in itertools.groupby(calls, _base):
+            yield from self._of(base).run_each(some)
+
+    def call(self, *arguments: Any, within: float = float("inf")) -> Any:
+        """Send one command to the node that has its first key; see `Broker.call`."""
+        return self._of(base_of(_key(arguments))).call(*arguments, within=within)
+
+    def close(self) -> None:
+        """Close the idle connections; the next call opens a new one."""
+        for broker in list(self._brokers.values()):
+            broker.close()
+
+    def _of(self, base: str) -> Broker:
+        broker = self._brokers.get(base)
+        if broker is None:
+            # Two threads may come here: then each broker is right for those who have it.
+            broker = self._brokers[base] = _NodeBroker(self.endpoint.at(base), self._deadline)
+        return broker
+
+
+class AsyncClusterBroker(AsyncBroker):
+    """`ClusterBroker`, awaited."""
+
+    def __init__(self, endpoint: Endpoint, deadline: float) -> None:
+        super().__init__(endpoint, deadline)
+        self._brokers: dict[str, AsyncBroker] = {}
+
+    async def run(self, command: Command[T], *, within: float = float("inf")) -> T:
+        """Run one script call; see `AsyncBroker.run`."""
+        return await self._of(command.base).run(command, within=within)
+
+    async def enqueue(self, base: str, one: Outgoing) -> str:
+        """Queue one message; see `AsyncBroker.enqueue`."""
+        return await self._of(base).enqueue(base, one)
+
+    async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T]:
+        """Run many, those of one queue after another as a stream."""
+        for base, some in itertools.groupby(calls, _base):
+            async for reply in self._of(base).run_each(some):
+                yield reply
+
+    async def call(self, *arguments: Any) -> Any:
+        """Send one command to the node that has its first key; see `AsyncBroker.call`."""
+        return await self._of(base_of(_key(arguments))).call(*arguments)
+
+    async def close(self) -> None:
+        """Close the idle connections; the next call opens a new one."""
+        for broker in list(self._brokers.values()):
+            await broker.close()
+
+    def _of(self, base: str) -> AsyncBroker:
+        broker = self._brokers.get(base)
+        if broker is None:
+            broker = _AsyncNodeBroker(self.endpoint.at(base), self._deadline)
+            self._brokers[base] = broker
+        return broker
+
+
+def open_broker(endpoint: Endpoint, deadline: float) -> Broker:
+    """Return the blocking driver for a place."""
+    return (ClusterBroker if endpoint.clustered else Broker)(endpoint, deadline)
+
+
+def open_abroker(endpoint: Endpoint, deadline: float) -> AsyncBroker:
+    """Return the driver for a place, of the running event loop."""
+    return (AsyncClusterBroker if endpoint.clustered else AsyncBroker)(endpoint, deadline)
+
+
+def _base(command: Command[Any]) -> str:
+    return command.base
+
+
+def _key(arguments: Sequence[Any]) -> str | bytes:
+    """Return the first key of a command; where there is none, any node will do."""
+    at = 3 if arguments[0] in ("EVAL", "EVALSHA") else 1
+    return arguments[at] if len(arguments) > at else ""
+
+
+def base_of(key: str | bytes) -> str:
+    """Return the base of a queue's key or channel."""
+    text = key.decode() if isinstance(key, bytes) else str(key)
+    head, brace, _ = text.partition("}")
+    return f"{head}{brace}:"

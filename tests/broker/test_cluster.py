@@ -1,0 +1,190 @@
+"""A queue is on one node of a cluster: it is found, and followed where it goes."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from taskq.broker import commands, keys
+from taskq.broker.cluster import Lines, base_of
+from taskq.broker.commands import Command
+from taskq.broker.connection import Endpoint
+from taskq.broker.guides import Misplaced
+from taskq.errors import BrokerError, BrokerUnavailable, ConfigError
+from tests.broker.drivers import DRIVERS, Awaited, Blocking
+from tests.broker.queues import Queue
+from tests.eventually import until
+from tests.fleets import Cluster
+from tests.servers import HOST, Server, free_port
+
+Kind = type[Blocking | Awaited]
+
+
+@pytest.fixture(params=DRIVERS.values(), ids=DRIVERS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    chosen: Kind = request.param
+    return chosen
+
+
+def queues_on_each(cluster: Cluster, app: str) -> list[str]:
+    """Return three queues of an app, one on each node."""
+    found: dict[int, str] = {}
+    for number in range(100):
+        queue = f"q{number}"
+        found.setdefault(cluster.owner(keys.base(app, queue)).port, queue)
+    assert len(found) == 3
+    return list(found.values())
+
+
+class TestUrl:
+    def test_its_place_is_shown_without_the_password(self) -> None:
+        assert Endpoint("redis+cluster://u:secret@h1,h2:1/").place == "redis+cluster://h1,h2:1/"
+
+    @pytest.mark.parametrize("rest", ["", "h1,,h2", "h1:x", "h1/1", "h1,h2/db", "[::1"])
+    def test_what_cannot_be_one_is_told_without_its_password(self, rest: str) -> None:
+        with pytest.raises(ConfigError) as raised:
+            Endpoint(f"redis+cluster://:hidden@{rest}")
+        assert "hidden" not in str(raised.value)
+
+    def test_it_is_local_if_all_its_nodes_are(self) -> None:
+        assert Endpoint("redis+cluster://localhost,[::1]:5").local
+        assert not Endpoint("redis+cluster://localhost,10.0.0.1").local
+
+    @pytest.mark.parametrize(
+        "key", ["tq:{app:queue}:", b"tq:{app:queue}:m:1}2", "tq:{app:queue}:done:x"]
+    )
+    def test_the_queue_of_a_key_is_read_from_its_tag(self, key: str | bytes) -> None:
+        assert base_of(key) == keys.base("app", "queue")
+
+
+def test_each_queue_is_spoken_to_on_its_own_node(
+    cluster: Cluster, kind: Kind, namespace: str
+) -> None:
+    driver = kind(cluster.url)
+    for name in queues_on_each(cluster, namespace):
+        key = f"{keys.base(namespace, name)}x"
+        driver.call("SET", key, name)
+        with cluster.owner(key).client() as client:
+            assert client.get(key) == name.encode()
+    driver.close()
+
+
+def test_calls_for_several_nodes_are_answered_in_order(
+    cluster: Cluster, kind: Kind, namespace: str
+) -> None:
+    driver = kind(cluster.url)
+    calls: list[Command[str]] = []
+    for turn in range(3):
+        for name in queues_on_each(cluster, namespace):
+            queue = Queue(driver, cluster.url, namespace, name)
+            calls += [commands.enqueue(queue.base, queue.messages(turn + 1))]
+    assert driver.run_many(calls) == ["o"] * 3 + ["oo"] * 3 + ["ooo"] * 3
+    driver.close()
+
+
+def test_nodes_that_are_away_are_passed_over(cluster: Cluster, kind: Kind, namespace: str) -> None:
+    driver = kind(cluster.url.replace("://", f"://{HOST}:{free_port()},"))
+    assert driver.call("GET", keys.base(namespace, "x")) is None
+    driver.close()
+
+
+def test_where_no_node_answers_it_is_tried_until_the_deadline(kind: Kind) -> None:
+    driver = kind(f"redis+cluster://{HOST}:{free_port()}", deadline=0.5)
+    with pytest.raises(BrokerUnavailable, match="no node answers"):
+        driver.call("GET", "x")
+    driver.close()
+
+
+def test_a_server_that_is_no_cluster_is_told_at_once(server: Server, kind: Kind) -> None:
+    driver = kind(f"redis+cluster://{HOST}:{server.port}")
+    with pytest.raises(Misplaced, match="it is no cluster; one server's URL begins"):
+        driver.call("GET", "x")
+    driver.close()
+
+
+def test_a_cluster_that_is_taken_for_one_server_is_told_at_once(
+    cluster: Cluster, kind: Kind, namespace: str
+) -> None:
+    key = keys.base(namespace, "x")
+    other = next(node for node in cluster.masters if node is not cluster.owner(key))
+    driver = kind(f"redis://{HOST}:{other.port}")
+    with pytest.raises(BrokerError, match=r"begins with redis\+cluster://") as raised:
+        driver.call("GET", key)
+    assert type(raised.value) is BrokerError
+    driver.close()
+
+
+def test_a_slot_that_has_moved_is_followed(cluster: Cluster, kind: Kind, namespace: str) -> None:
+    driver, key = kind(cluster.url), f"{keys.base(namespace, 'default')}x"
+    driver.call("SET", key, "1")
+    cluster.move(key)
+    assert driver.call("GET", key) == b"1"
+    cluster.move(key)
+    driver.call("SET", key, "2")
+    with cluster.owner(key).client() as client:
+        assert client.get(key) == b"2"
+    driver.close()
+
+
+def test_scripts_wait_while_a_slot_is_moved_key_by_key(
+    cluster: Cluster, kind: Kind, namespace: str
+) -> None:
+    """Half of the keys here, half there: whatever a script did would be torn."""
+    driver = kind(cluster.url)
+    queue = Queue(driver, cluster.url, namespace)
+    queue.queued(10)
+    sent = threading.Event()
+
+    def send() -> None:
+        other = kind(cluster.url)
+        other.run(commands.enqueue(queue.base, queue.messages(1)))
+        other.close()
+        sent.set()
+
+    thread = threading.Thread(target=send)
+
+    def between() -> None:
+        thread.start()
+        assert not sent.wait(0.5)
+
+    cluster.move(queue.base, between)
+    thread.join(5)
+    assert sent.is_set()
+    assert len(queue.records()) == 11
+    driver.close()
+
+
+def test_what_is_published_is_heard_at_its_own_node_alone(cluster: Cluster, namespace: str) -> None:
+    endpoint = Endpoint(cluster.url)
+    lines = Lines(endpoint)
+    names = queues_on_each(cluster, namespace)
+    for name in names:
+        line = lines.of(keys.base(namespace, name))
+        line.call("TIME")
+        assert line.endpoint.publish == "SPUBLISH"
+    assert len({lines.of(keys.base(namespace, name)) for name in names}) == 3
+    lines.close()
+
+
+def test_one_server_has_one_line_for_all_queues(server: Server, namespace: str) -> None:
+    lines = Lines(Endpoint(server.url))
+    first, second = (lines.of(keys.base(namespace, name)) for name in ("a", "b"))
+    assert first is second
+    first.call("TIME")
+    assert first.endpoint.publish == "PUBLISH"
+    lines.close()
+
+
+@pytest.mark.slow
+def test_a_node_that_is_killed_is_replaced(kind: Kind, namespace: str) -> None:
+    with Cluster(replicas=1) as cluster:
+        driver, key = kind(cluster.url, deadline=20), f"{keys.base(namespace, 'default')}x"
+        driver.call("SET", key, "before")
+        old = cluster.owner(key)
+        old.kill()
+        driver.call("SET", key, "after")
+        assert driver.call("GET", key) == b"after"
+        old.start()
+        until(lambda: cluster.owner(key) is not old)
+        driver.close()

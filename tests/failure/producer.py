@@ -1,0 +1,67 @@
+"""Somebody who sends without end, and what became of all that was accepted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Self
+
+import taskq
+from taskq import MessageLost
+from tests.eventually import until
+from tests.failure.scene import Scene
+
+Results = dict[Any, Any]
+
+
+class Producer:
+    """Sends messages until it is told to end, each as one accepted call."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self.accepted: Results = {}
+        self.errors: list[BaseException] = []
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._send_on, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        until(lambda: len(self.accepted) > 50)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join(30)
+
+    def more(self, count: int = 50) -> Callable[[], bool]:
+        """Return whether so many more were accepted since now."""
+        enough = len(self.accepted) + count
+        return lambda: bool(self.errors) or len(self.accepted) >= enough
+
+    def _send_on(self) -> None:
+        number = 0
+        while not self._stopped.is_set():
+            number += 1
+            try:
+                sent = self._scene.send("note", number)
+            except BaseException as error:  # noqa: BLE001 - the test looks at it
+                self.errors.append(error)
+                return
+            self.accepted[sent] = number
+
+
+def survivors(scene: Scene, expected: Results, most_lost: int = 50) -> Results:
+    """Wait for all ends; return what the new master knows: the rest says that it was lost."""
+    outcomes = taskq.gather(list(expected), timeout=30, return_exceptions=True)
+    records = scene.queue().records()
+    kept: Results = {}
+    for (result, value), outcome in zip(expected.items(), outcomes, strict=True):
+        if result.wire_id in records:
+            kept[result] = value
+        else:
+            # It was acknowledged by a master that died before it told its replicas; or it
+            # ended, and somebody had heard of that.
+            assert isinstance(outcome, MessageLost) or outcome == value
+    print(f"{len(expected) - len(kept)} of {len(expected)} messages were lost")
+    assert len(expected) - len(kept) <= most_lost
+    return kept
