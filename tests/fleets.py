@@ -293,6 +293,13 @@ def _text(reply: Any) -> str:
     return reply.decode() if isinstance(reply, bytes) else str(reply)
 
 
+def calls_of(server: Server) -> int:
+    """Return how many script calls and bells a server was sent so far."""
+    stats = info_of(server, "commandstats")
+    names = ("cmdstat_evalsha", "cmdstat_eval", "cmdstat_blpop")
+    return sum(int(stats[name]["calls"]) for name in names if name in stats)
+
+
 def info_of(server: Server, section: str) -> dict[str, Any]:
     """Return what a server says of itself; nothing where it is away."""
     with server.client() as client, suppress(redis.RedisError):

@@ -28,6 +28,7 @@ BLOCK_SECONDS = 2
 _AWAY_SECONDS = 0.3
 # How long after its time a blocked call may be answered.
 _SILENT_SECONDS = 2.0
+_LEAST_SECONDS = 0.25
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -138,8 +139,11 @@ class Post:
         wanted = self._wanted(kinds, members, paused)
         try:
             if not self.asked and clock.monotonic() >= self._away_until:
-                self._line.send("BLPOP", *wanted, BLOCK_SECONDS)
-                self._until = clock.monotonic() + BLOCK_SECONDS + _SILENT_SECONDS
+                # All end at the same time, so that one turn asks all queues.
+                seconds = BLOCK_SECONDS - clock.monotonic() % BLOCK_SECONDS
+                seconds += BLOCK_SECONDS if seconds < _LEAST_SECONDS else 0.0
+                self._line.send("BLPOP", *wanted, f"{seconds:.3f}")
+                self._until = clock.monotonic() + seconds + _SILENT_SECONDS
                 self.asked = wanted
             elif self.asked and not wanted.keys() <= self.asked.keys():
                 self._kicker = self._kicker or NodeLine(self._line.endpoint)
@@ -157,8 +161,8 @@ class Post:
         except BrokerError as error:
             self._leave(error)
             return None
-        # Time has passed: these queues are asked, and no others.
-        return Heard(self._queues[0]) if reply is None else asked[reply[0].decode()]
+        # Where time has passed, the next turn asks each queue that was not asked just now.
+        return Heard(None) if reply is None else asked[reply[0].decode()]
 
     def left(self) -> float:
         """Return for how many seconds its answer may be waited for."""

@@ -1,0 +1,104 @@
+"""A worker whose queues are on several nodes: each wakes it, and none keeps it from the others."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import taskq
+from taskq import TaskQ
+from taskq.broker import keys
+from taskq.testing import running_worker
+from tests.eventually import let_pass
+from tests.fleets import Cluster, calls_of
+
+SECRET = "a secret that all tests of nodes share"
+
+
+@pytest.fixture
+def queues(cluster: Cluster, namespace: str) -> list[str]:
+    """Three queues, each on a node of its own."""
+    found: dict[int, str] = {}
+    for number in range(100):
+        found.setdefault(cluster.owner(keys.base(namespace, f"q{number}")).port, f"q{number}")
+    assert len(found) == 3
+    return list(found.values())
+
+
+@pytest.fixture
+def app(cluster: Cluster, namespace: str, queues: list[str]) -> Iterator[TaskQ]:
+    app = TaskQ(namespace, url=cluster.url, secret=SECRET, queues=queues, default_queue=queues[0])
+
+    @app.task(name="echo")
+    def echo(value: Any) -> Any:
+        return value
+
+    yield app
+    app.close()
+
+
+def send(app: TaskQ, value: Any, queue: str) -> Any:
+    return app.send_task("echo", (value,), queue=queue)
+
+
+def test_an_idle_worker_is_woken_by_each_node(app: TaskQ, queues: list[str]) -> None:
+    with running_worker(app):
+        send(app, 0, queues[0]).get(timeout=5)
+        began = time.monotonic()
+        for value in range(5):
+            for queue in queues:
+                assert send(app, value, queue).get(timeout=5) == value
+    # Without bells each would wait for up to two seconds.
+    assert time.monotonic() - began < 3
+
+
+def test_outcomes_of_several_nodes_are_waited_for_together(app: TaskQ, queues: list[str]) -> None:
+    values = list(range(60))
+    with running_worker(app):
+        sent = [send(app, value, queues[value % 3]) for value in values]
+        assert taskq.gather(sent, timeout=10) == values
+        sent = [send(app, value, queues[value % 3]) for value in values]
+        assert sorted(one.get() for one in taskq.as_completed(sent, timeout=10)) == values
+
+
+def test_a_wait_goes_on_where_the_slot_has_gone(
+    app: TaskQ, queues: list[str], cluster: Cluster
+) -> None:
+    go, began = threading.Event(), threading.Event()
+
+    @app.task(name="wait")
+    def wait() -> str:
+        began.set()
+        go.wait(10)
+        return "over"
+
+    told: list[Any] = []
+    with running_worker(app):
+        result = app.send_task("wait", queue=queues[0])
+        thread = threading.Thread(target=lambda: told.append(result.get(timeout=20)))
+        thread.start()
+        assert began.wait(5)
+        cluster.move(keys.base(app.name, queues[0]))
+        go.set()
+        # Sooner than a wait that heard nothing looks by itself.
+        thread.join(2.5)
+        assert told == ["over"]
+
+
+@pytest.mark.slow
+def test_an_idle_worker_asks_each_queue_once_in_two_seconds(
+    app: TaskQ, queues: list[str], cluster: Cluster
+) -> None:
+    with running_worker(app):
+        for queue in queues:
+            send(app, 0, queue).get(timeout=5)
+        before = [calls_of(node) for node in cluster.masters]
+        let_pass(6)
+        after = [calls_of(node) for node in cluster.masters]
+    for some, more in zip(before, after, strict=True):
+        # BLPOP and exchange each two seconds, and what maintenance does.
+        assert more - some <= 6 * 2
