@@ -261,6 +261,25 @@ class Cluster:
         for node in (target, source):
             _tell(node, "CLUSTER", "SETSLOT", slot, "NODE", target.name)
 
+    def move_at_once(self, key: str) -> bool:
+        """Move a key's slot to another master as a whole; False where servers cannot do that."""
+        slot, source = key_slot(key.encode()), self.owner(key)
+        target = next(one for one in self.masters if one is not source)
+        words = ("SLOTSRANGE", slot, slot, "NODE", target.name)
+        try:
+            _tell(source, "CLUSTER", "MIGRATESLOTS", *words)
+        except redis.ResponseError:
+            return False
+        _until(lambda: self.owner(key) is target)
+        return True
+
+    def fail_over(self, key: str) -> None:
+        """Let a replica take over from the master of a key's slot, as an operator does."""
+        old = self.owner(key)
+        replica = next(one for one in self.nodes if self.master_of(one) is old)
+        _tell(replica, "CLUSTER", "FAILOVER")
+        _until(lambda: self.owner(key) is replica and _role(replica) == "master")
+
     def close(self) -> None:
         for node in self.nodes:
             with suppress(ProcessLookupError):

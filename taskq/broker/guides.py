@@ -6,7 +6,6 @@ they are for, blocking or awaited.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -78,12 +77,12 @@ class Sentinels:
         self._place, self.service = place, service
         self.options = options
         # The one that answered last comes first.
-        self._addresses = deque(addresses)
+        self._addresses = list(addresses)
 
     def search(self, slot: int) -> Search:  # noqa: ARG002
         """Return the master that the first of them names who knows one that is up."""
         refusal, away = "", ""
-        for address in list(self._addresses):
+        for address in self._addresses:
             reply = yield Question(address, ("SENTINEL", "MASTER", self.service))
             if isinstance(reply, Exception):
                 if _refuses(reply):
@@ -96,8 +95,9 @@ class Sentinels:
             if b"s_down" in flags or b"o_down" in flags:
                 away = f"{spelt(address)} says that the master is down"
                 continue
-            self._addresses.remove(address)
-            self._addresses.appendleft(address)
+            # In one step: other threads look at it too.
+            others = (one for one in self._addresses if one != address)
+            self._addresses = [address, *others]
             return fields[b"ip"].decode(), int(fields[b"port"])
         if not away:
             msg = (
@@ -130,7 +130,7 @@ class Slots:
         self.options = options
         self._seeds = list(seeds)
         # Whom to ask, the next one first: one that is cut off may tell what was.
-        self._known = deque(seeds)
+        self._known = list(seeds)
         # Slots from, to, and whose they are; replaced as a whole.
         self._ranges: list[tuple[int, int, Address]] = []
         # What nodes said of single slots since.
@@ -181,8 +181,8 @@ class Slots:
 
     def _learn(self) -> Generator[Question, Any, None]:
         told = ""
-        self._known.rotate(-1)
-        for address in list(dict.fromkeys([*self._known, *self._seeds])):
+        self._known = [*self._known[1:], *self._known[:1]]
+        for address in dict.fromkeys([*self._known, *self._seeds]):
             reply = yield Question(address, ("CLUSTER", "SLOTS"))
             if isinstance(reply, Exception):
                 told = f"{spelt(address)}: {_told(reply)}"
@@ -196,7 +196,7 @@ class Slots:
             nodes = slots_of(reply, address)
             self._ranges = [(low, high, some[0]) for low, high, some in nodes]
             self._moved = {}
-            self._known = deque(dict.fromkeys(one for _, _, some in nodes for one in some))
+            self._known = list(dict.fromkeys(one for _, _, some in nodes for one in some))
             return
         msg = f"{self._place}: no node answers; {told}"
         raise BrokerUnavailable(msg)

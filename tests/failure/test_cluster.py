@@ -85,6 +85,32 @@ def test_no_error_reaches_anybody_while_slots_are_moved(scene: Scene) -> None:
 
 
 @on_cluster
+def test_no_error_reaches_anybody_while_slots_are_moved_at_once(scene: Scene) -> None:
+    scene.worker("-p", "2", "-t", "4")
+    with Producer(scene) as producer:
+        for _ in range(3):
+            if not scene.topology.fleet.move_at_once(scene.base()):
+                pytest.skip("these servers move slots key by key alone; Valkey 9 does it at once")
+            until(producer.more(200), 10)
+            assert not producer.errors
+    scene.note("slots were moved")
+    check_after(scene, producer.accepted)
+
+
+@on_cluster
+def test_nothing_is_lost_when_an_operator_moves_a_master(scene: Scene) -> None:
+    scene.worker("-p", "2", "-t", "4")
+    with Producer(scene) as producer:
+        for _ in range(2):
+            scene.topology.fleet.fail_over(scene.base())
+            scene.topology.fleet.settle()
+            until(producer.more(), 5)
+            assert not producer.errors
+    scene.note("masters were moved")
+    check_after(scene, producer.accepted)
+
+
+@on_cluster
 def test_all_go_on_when_all_of_a_cluster_was_restarted(scene: Scene) -> None:
     scene.worker("-p", "1", "-t", "4")
     cluster = scene.topology.fleet
