@@ -23,11 +23,12 @@ class NodeLine(Line):
 
     def begin(self, command: Command[T]) -> None:
         """Send a script call; see `Line.begin`."""
-        super().begin(self._localised(command))
+        self.connect()
+        super().begin(command.publishing(self.endpoint.publish))
 
     def finish(self, command: Command[T]) -> T:
         """Return what the only call begun was answered; see `Line.finish`."""
-        return super().finish(self._localised(command))
+        return super().finish(command.publishing(self.endpoint.publish))
 
     def fileno(self) -> int:
         """Return the descriptor of the open connection, for a selector; -1 where it is closed."""
@@ -41,11 +42,6 @@ class NodeLine(Line):
             return self._connection is None or bool(self._connection.can_read(timeout=0))
         except CLIENT_ERRORS:
             return True
-
-    def _localised(self, command: Command[T]) -> Command[T]:
-        if self._connection is None:
-            self._connect()
-        return command.publishing(self.endpoint.publish)
 
 
 class AsyncNodeLine(AsyncLine):

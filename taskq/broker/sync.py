@@ -99,7 +99,7 @@ class Line:
             return bool(connection.can_read(timeout=seconds))
         except CLIENT_ERRORS as error:
             self.close()
-            raise translate(error, self._endpoint.place, sent=False) from error
+            raise self.endpoint.translate(error, sent=False) from error
 
     def run(self, command: Command[T]) -> T:
         """Run a script call, loading the script where Redis does not have it."""
@@ -121,6 +121,11 @@ class Line:
         except ScriptMissing:
             text = command.script.text
             return command.read(self.call("EVAL", text, 1, command.base, *command.arguments))
+
+    def connect(self) -> None:
+        """Connect, if that is not so already."""
+        if self._connection is None:
+            self._connect()
 
     def close(self) -> None:
         """Drop the connection; the next call opens a new one."""

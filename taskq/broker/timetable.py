@@ -129,7 +129,7 @@ def plan(
 
     """
     arguments = (PUBLISH, name, revision, _digits(tick[0]), tick[1], declared, definition)
-    return Command(scripts.load("plan"), base, arguments, _text)
+    return Command(scripts.load("plan"), base, arguments, _text, publish_at=0)
 
 
 def agenda(
@@ -156,7 +156,7 @@ def fire(base: str, name: str, progress: Progress, firing: Firing) -> Command[tu
     ]  # fmt: skip
     for tick, one in firing.messages:
         arguments += (_digits(tick), one.raw)
-    return Command(scripts.load("fire"), base, arguments, _word_and_count)
+    return Command(scripts.load("fire"), base, arguments, _word_and_count, publish_at=0)
 
 
 def trigger(base: str, name: str, revision: bytes, at_ms: int, one: Outgoing) -> Command[str]:
@@ -173,7 +173,7 @@ def suspend(base: str, name: str, note: str) -> Command[str]:
 def resume(base: str, name: str, revision: bytes, tick: tuple[int, int]) -> Command[str]:
     """Fire ticks again, from this one on, which is due then. Reads as 'ok' or 'stale'."""
     arguments = (PUBLISH, name, revision, _digits(tick[0]), tick[1])
-    return Command(scripts.load("resume"), base, arguments, _text)
+    return Command(scripts.load("resume"), base, arguments, _text, publish_at=0)
 
 
 def unplan(base: str, name: str, definition: bytes = b"") -> Command[str]:

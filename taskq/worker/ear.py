@@ -14,7 +14,7 @@ from collections.abc import Callable
 from taskq.broker import keys
 from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
-from taskq.errors import BrokerError
+from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 
 log = logging.getLogger("taskq.worker")
@@ -74,10 +74,13 @@ class Ear:
     def _hear(self) -> None:
         """Ask for what is missing, and hear what is said within a second."""
         wanted = self._wanted()
+        if wanted or self._asked:
+            self._line.connect()
+        shard = "S" if self._line.endpoint.sharded else ""
         if new := [channel for channel in wanted if channel not in self._asked]:
-            self._line.send("SUBSCRIBE", *new)
+            self._line.send(f"{shard}SUBSCRIBE", *new)
         if stale := [channel for channel in self._asked if channel not in wanted]:
-            self._line.send("UNSUBSCRIBE", *stale)
+            self._line.send(f"{shard}UNSUBSCRIBE", *stale)
             for channel in stale:
                 self._confirmed.pop(channel, None)
         self._asked = wanted
@@ -97,11 +100,65 @@ class Ear:
 
     def _take(self, kind: bytes, channel: bytes) -> None:
         queue = self._asked.get(channel)
-        if queue is None or kind == b"unsubscribe":
+        if kind == b"sunsubscribe" and channel in self._confirmed:
+            # Nobody asked for that: the slot has gone to another node.
+            self._line.close()
+            msg = f"{channel!r} is heard elsewhere"
+            raise BrokerUnavailable(msg)
+        if queue is None or kind in (b"unsubscribe", b"sunsubscribe"):
             return
-        if kind == b"subscribe":
+        if kind in (b"subscribe", b"ssubscribe"):
             self._confirmed[channel] = queue
         else:
             self._awaited.pop(channel, None)
         # After a subscription as well: something may have been told before it.
         self._heard(queue)
+
+
+class Ears:
+    """One ear for all queues; but with a cluster one for each, at the node that has it."""
+
+    def __init__(
+        self,
+        app: str,
+        endpoint: Endpoint,
+        queues: Callable[[], list[str]],
+        heard: Callable[[str], None],
+    ) -> None:
+        self._app, self._endpoint, self._queues, self._heard = app, endpoint, queues, heard
+        self._ears: dict[str, Ear] = {}
+        self._started = False
+
+    def start(self) -> None:
+        """Start to listen."""
+        self._started = True
+        if not self._endpoint.clustered:
+            self._ear("")
+
+    def attend(self) -> None:
+        """Listen for the queues that there are by now."""
+        if self._started and self._endpoint.clustered:
+            for queue in self._queues():
+                self._ear(queue)
+
+    def stop(self) -> None:
+        """Let the threads end, some time soon."""
+        for ear in list(self._ears.values()):
+            ear.stop()
+
+    def await_end(self, queue: str, id: str) -> bool:
+        """Listen for the end of a message as well; return whether that is so already."""
+        return self._ear(queue if self._endpoint.clustered else "").await_end(queue, id)
+
+    def _ear(self, name: str) -> Ear:
+        ear = self._ears.get(name)
+        if ear is None:
+            endpoint = self._endpoint.at(keys.base(self._app, name))
+
+            def queues() -> list[str]:
+                known = self._queues()
+                return [name] if name in known else [] if name else known
+
+            ear = self._ears[name] = Ear(self._app, endpoint, queues, self._heard)
+            ear.start()
+        return ear

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable
 
 from taskq.broker import keys, timetable
+from taskq.broker.cluster import Lines
 from taskq.broker.connection import Endpoint
 from taskq.broker.sync import Line
 from taskq.broker.timetable import Agenda, Entry
@@ -21,7 +22,7 @@ from taskq.model.schedule import Unreadable
 from taskq.model.signing import BadSignature, Keyring, UnknownKey
 from taskq.model.words import printable
 from taskq.worker.declaring import Declared, Declarer
-from taskq.worker.ear import Ear
+from taskq.worker.ear import Ears
 from taskq.worker.firing import Firer
 
 log = logging.getLogger("taskq.worker")
@@ -51,7 +52,7 @@ class Timekeeper:
         declared: Declared,
     ) -> None:
         self._app = app
-        self._line = Line(endpoint)
+        self._lines = Lines(endpoint)
         self._lease = lease
         self._wake = threading.Event()
         # Set once what is declared is known to Redis, and what was due is fired.
@@ -61,7 +62,7 @@ class Timekeeper:
         # What others say of the app; taken over by the thread before its next round.
         self._news: tuple[list[str], Keyring, Declared] | None = None
         self.refresh(queues, keyring, declared)
-        self._ear = Ear(app, endpoint, self._queues, self._hear)
+        self._ear = Ears(app, endpoint, self._queues, self._hear)
         self._thread = threading.Thread(target=self.run, name="taskq-schedules", daemon=True)
 
     def start(self) -> None:
@@ -100,7 +101,7 @@ class Timekeeper:
             self._wake.clear()
             if not self._stopped:
                 pause = self._round()
-        self._line.close()
+        self._lines.close()
 
     def _queues(self) -> list[str]:
         return list(self._watches)
@@ -118,7 +119,7 @@ class Timekeeper:
         for watch in self._watches.values():
             if watch.changed or watch.look_at <= now:
                 try:
-                    watch.look(self._line, self._lease, self._ear)
+                    watch.look(self._lines.of(watch.base), self._lease, self._ear)
                     watch.ails = False
                 except BrokerError as error:
                     if not watch.ails:
@@ -141,8 +142,9 @@ class Timekeeper:
         queues, keyring, declared = news
         known = self._watches
         self._watches = {
-            queue: known.get(queue) or _Watch(self._app, queue, self._line) for queue in queues
+            queue: known.get(queue) or _Watch(self._app, queue, self._lines) for queue in queues
         }
+        self._ear.attend()
         for queue, watch in self._watches.items():
             watch.learn(keyring, declared.definitions.get(queue, {}), declared.modules)
 
@@ -150,10 +152,10 @@ class Timekeeper:
 class _Watch:
     """One queue, and when to look at it again. Used by one thread, but for `changed`."""
 
-    def __init__(self, app: str, queue: str, line: Line) -> None:
+    def __init__(self, app: str, queue: str, lines: Lines) -> None:
         self._app, self.queue = app, queue
-        self._base = keys.base(app, queue)
-        self._declarer = Declarer(app, queue, line)
+        self.base = keys.base(app, queue)
+        self._declarer = Declarer(app, queue, lines.of(self.base))
         self._firer: Firer
         # Monotonic instants.
         self.look_at = self._vouch_at = self._forgive_at = 0.0
@@ -174,7 +176,7 @@ class _Watch:
         self._told.clear()
         self.look_at = self._vouch_at = 0.0
 
-    def look(self, line: Line, lease: float, ear: Ear) -> None:
+    def look(self, line: Line, lease: float, ear: Ears) -> None:
         """Fire what is due, and note when to look again.
 
         Raises:
@@ -191,7 +193,7 @@ class _Watch:
         vouches = now >= self._vouch_at
         agenda = line.run(
             timetable.agenda(
-                self._base,
+                self.base,
                 declared=lease_ms if vouches else 0,
                 skipped=self._ignored,
                 names=self._declarer.names if vouches else (),
@@ -209,7 +211,7 @@ class _Watch:
             left = min(left, max(0, next_ms - agenda.now_ms + 1) / 1000)
         self.look_at = seen if agenda.gone else seen + left
 
-    def _fire_all(self, line: Line, agenda: Agenda, ear: Ear) -> int | None:
+    def _fire_all(self, line: Line, agenda: Agenda, ear: Ears) -> int | None:
         """Fire what is due; return when the next tick is, by Redis's clock."""
         times = [] if agenda.next_ms is None else [agenda.next_ms]
         unproven: list[Entry] = []
@@ -240,7 +242,7 @@ class _Watch:
         if unproven:
             # They are due no more; whatever becomes of that, they are not asked for again.
             self._ignored.update(entry.key for entry in unproven)
-            line.run(timetable.distrust(self._base, unproven))
+            line.run(timetable.distrust(self.base, unproven))
         return min(times, default=None)
 
     def _ignore(self, entry: Entry, error: Exception) -> None:
@@ -256,13 +258,13 @@ class _Watch:
             self.queue, printable(entry.name), printable(why),
         )  # fmt: skip
 
-    def _fire(self, line: Line, entry: Entry, now_ms: int, ear: Ear) -> int | None:
+    def _fire(self, line: Line, entry: Entry, now_ms: int, ear: Ears) -> int | None:
         """Fire what is due of a schedule, unless another one does; return when to look again."""
         if entry.progress is None:
             msg = "what it fired so far cannot be read"
             raise BadSignature(msg)
         firing = self._firer.firing(entry, entry.progress, now_ms)
-        word, fired = line.run(timetable.fire(self._base, entry.name, entry.progress, firing))
+        word, fired = line.run(timetable.fire(self.base, entry.name, entry.progress, firing))
         if word == "wait":
             heard = ear.await_end(self.queue, entry.progress.id)
             return None if heard else now_ms + _WAIT_MS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import taskq
 from taskq import TaskQ
 from taskq.broker import keys
 from taskq.testing import running_worker
-from tests.eventually import let_pass
+from tests.eventually import let_pass, until
 from tests.fleets import Cluster, calls_of
 
 SECRET = "a secret that all tests of nodes share"
@@ -102,3 +103,30 @@ def test_an_idle_worker_asks_each_queue_once_in_two_seconds(
     for some, more in zip(before, after, strict=True):
         # BLPOP and exchange each two seconds, and what maintenance does.
         assert more - some <= 6 * 2
+
+
+def test_a_schedule_that_is_made_is_heard_of_at_its_queues_node(
+    app: TaskQ, queues: list[str], cluster: Cluster
+) -> None:
+    ticks: dict[str, list[float]] = {queue: [] for queue in queues}
+
+    @app.task(name="tick")
+    def tick(queue: str) -> None:
+        ticks[queue].append(time.monotonic())
+
+    with running_worker(app):
+        for queue in queues:
+            with cluster.owner(keys.base(app.name, queue)).client() as client:
+                channel = keys.agenda(app.name, queue)
+                until(functools.partial(listeners, client, channel))
+        began = time.monotonic()
+        for queue in queues:
+            app.schedules.add(f"often-{queue}", tick.options(queue=queue).s(queue), every=1)
+        until(lambda: all(ticks.values()))
+    # Without an ear each queue is looked at every five seconds.
+    assert max(times[0] for times in ticks.values()) - began < 2.5
+
+
+def listeners(client: Any, channel: str) -> int:
+    """Return how many listen to a channel at this node."""
+    return int(client.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1])
