@@ -17,8 +17,10 @@ from tests.servers import Server, find_binaries, start_cluster_of_one
 BINARIES = find_binaries()
 
 
-# A shell that runs the tests in the background has them, and what they start, ignore it.
+# A shell that runs the tests in the background has them, and what they start, ignore these.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_report_header() -> str:
