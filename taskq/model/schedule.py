@@ -8,7 +8,6 @@ milliseconds since the epoch.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
@@ -127,13 +126,18 @@ class Rule(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     def last_upto(self, at_ms: int, since_ms: int) -> int | None:
         """Return the latest tick not later than one instant and not before another."""
-        reach = 60_000
-        while True:
-            low = max(at_ms - reach, since_ms - 1)
-            found = [*deque(self.ticks(low, at_ms), maxlen=1)]
-            if found or low < since_ms:
-                return found[0] if found else None
-            reach *= 8
+        last = self.next_after(since_ms - 1)
+        if last is None or last > at_ms:
+            return None
+        # By halves: of a rule that ticks each second, there may be millions between.
+        while last < at_ms:
+            middle = (last + at_ms) // 2
+            later = self.next_after(middle)
+            if later is None or later > at_ms:
+                at_ms = middle
+            else:
+                last = later
+        return last
 
     def offset(self, name: str, tick_ms: int) -> int:
         """Return by how much the tick of a schedule is put off: 0 or more, under the jitter."""

@@ -364,3 +364,23 @@ class TestSigned:
 
     def test_no_argument_is_shown(self) -> None:
         assert repr(self.one) == "Definition(shop.report, 0 7 * * mon Europe/Berlin)"
+
+
+def test_ticks_of_each_second_that_were_missed_are_not_gone_through_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    find = schedule.next_match
+
+    def counted(expression: str, place: Any, instant: int) -> int | None:
+        asked.append(instant)
+        return find(expression, place, instant)
+
+    monkeypatch.setattr(schedule, "next_match", counted)
+    ended = Rule(cron="* * * * * *", end_ms=NOW - 2400 * HOUR)
+    mondays = Rule(cron="* * * * * mon")
+    for rule in (ended, mondays):
+        fired = plan(definition(rule), NAME, NOW - 8000 * HOUR, NOW).fire
+        assert len(fired) == 1
+        assert fired[0] <= NOW < (rule.next_after(fired[0]) or NOW + 1)
+    assert len(asked) < 500
