@@ -34,6 +34,8 @@ MOST_TICKS = 10_000
 MOST_NOTE = 500
 # So much may a caller's clock be ahead of Redis's.
 _SKEW_MS = 60_000
+# Calls by hand in one millisecond get one each of those that follow, of so many.
+_CROWDED_MS = 60_000
 # Others may change the same schedule at the same time.
 _TRIES = 5
 
@@ -149,12 +151,13 @@ class Planning:
             if progress is None:
                 raise _unreadable(name)
             seal = self._app.seal(Domain.MESSAGE, queue)
+            at_ms = _free_instant(now_ms, progress.at)
             one = timetable.cast(
-                self._app.name, entry.name, definition, now_ms, now_ms, seal, by_hand=True
+                self._app.name, entry.name, definition, at_ms, now_ms, seal, by_hand=True
             )
             base = keys.base(self._app.name, queue)
             try:
-                word = yield timetable.trigger(base, entry.name, progress.revision, now_ms, one)
+                word = yield timetable.trigger(base, entry.name, progress.revision, at_ms, one)
             except Interrupted as error:
                 id = self._handle(one, queue).id
                 msg = f"{error}; Redis may or may not have accepted {definition.task} {id}"
@@ -270,6 +273,11 @@ _Instants: TypeAlias = list[datetime]
 _Entries: TypeAlias = list[Entry]
 # Queue, Redis's clock, and what is there.
 _Places: TypeAlias = list[tuple[str, tuple[int, Entry]]]
+
+
+def _free_instant(now_ms: int, last_ms: int) -> int:
+    """Return the first instant from now on at which nothing was enqueued: an id follows from it."""
+    return last_ms + 1 if 0 <= last_ms - now_ms < _CROWDED_MS else now_ms
 
 
 def _unknown(name: str, known: Sequence[str] = ()) -> ScheduleError:

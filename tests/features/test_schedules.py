@@ -339,6 +339,14 @@ def test_run_now_enqueues_its_call_paused_or_not(any_shop: Shop) -> None:
     assert (one.fired, one.last_id, one.last_at, one.paused) == (1, result.id, None, True)
 
 
+def test_each_call_of_run_now_is_a_message_of_its_own(any_shop: Shop) -> None:
+    schedules = any_shop.app.schedules
+    schedules.add("report", any_shop.note.s(), cron=NEVER)
+    results = [schedules.run_now("report") for _ in range(30)]
+    assert len({one.id for one in results}) == schedules.get("report").fired == 30
+    assert schedules.get("report").last_id == results[-1].id
+
+
 def test_backfill_fires_what_was_not_fired_and_nothing_twice(shop: Shop) -> None:
     schedules = shop.app.schedules
     schedules.add("often", shop.note.s(), every=1)
