@@ -47,6 +47,11 @@ class Progress(msgspec.Struct, frozen=True):
     note: str = ""
 
     @property
+    def place(self) -> bytes:
+        """What another definition takes the place of: this one, at this tick."""
+        return b"%b%013d" % (self.revision, self.tick)
+
+    @property
     def paused(self) -> bool:
         """Whether its ticks are not fired until it is resumed."""
         return self.letter == "p"
@@ -114,21 +119,22 @@ def plan(
     definition: bytes,
     tick: tuple[int, int],
     *,
-    revision: bytes,
+    known: Progress | None,
     declared: int,
 ) -> Command[str]:
-    """Make a schedule, or change the one of that revision. Reads as 'ok' or 'stale'.
+    """Make a schedule, or change the one that is known. Reads as 'ok' or 'stale'.
 
     Args:
         base: of the queue.
         name: of the schedule.
         definition: signed.
         tick: the next one, and when it is due; 0 for none.
-        revision: empty where it must not be there yet.
+        known: what it fired so far; None where it must not be there yet.
         declared: for how many milliseconds code vouches for it; 0: it is made at run time.
 
     """
-    arguments = (PUBLISH, name, revision, _digits(tick[0]), tick[1], declared, definition)
+    place = b"" if known is None else known.place
+    arguments = (PUBLISH, name, place, _digits(tick[0]), tick[1], declared, definition)
     return Command(scripts.load("plan"), base, arguments, _text, publish_at=0)
 
 

@@ -76,8 +76,8 @@ class Planning:
                 msg = f"the schedule {name!r} is declared in {earlier.owner}: change it there"
                 raise ScheduleError(msg)
             tick = timetable.next_tick(name, definition, earlier, entry, now_ms)
-            revision = entry.progress.revision if entry and entry.progress else b""
-            word = yield timetable.plan(base, name, raw, tick, revision=revision, declared=0)
+            known = entry.progress if entry else None
+            word = yield timetable.plan(base, name, raw, tick, known=known, declared=0)
             if word == "ok":
                 return
         raise _busy(name)

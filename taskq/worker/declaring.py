@@ -100,13 +100,13 @@ class Declarer:
         """Bring to Redis what it was not told yet.
 
         Raises:
-            BrokerError: Redis is away; the rest is told next time.
+            BrokerError: Redis is away; the rest is told next time, as is what others
+                changed again and again.
 
         """
-        while self._untold:
-            name = next(iter(self._untold))
-            self._bring(name, self._declared[name], firer, lease_ms)
-            self._untold.discard(name)
+        for name in list(self._untold):
+            if self._bring(name, self._declared[name], firer, lease_ms):
+                self._untold.discard(name)
 
     def miss(self, names: Iterable[str]) -> None:
         """Note that Redis does not have what it was told once."""
@@ -128,7 +128,8 @@ class Declarer:
                     entry.name, self._queue, definition.owner,
                 )  # fmt: skip
 
-    def _bring(self, name: str, raw: bytes, firer: Firer, lease_ms: int) -> None:
+    def _bring(self, name: str, raw: bytes, firer: Firer, lease_ms: int) -> bool:
+        """Bring one to Redis; return whether it is there, or its name is taken."""
         mine = schedule.read(raw, name, firer.seal)
         for _ in range(_TRIES):
             now_ms, _, entries = self._line.run(timetable.plans(self._base, names=[name]))
@@ -141,18 +142,19 @@ class Declarer:
                     "run time; remove it, or give one of them another name",
                     name, mine.owner, self._queue,
                 )  # fmt: skip
-                return
+                return True
             command = timetable.plan(
                 self._base,
                 name,
                 raw,
                 timetable.next_tick(name, mine, earlier, entry, now_ms),
-                revision=entry.progress.revision if entry and entry.progress else b"",
+                known=entry.progress if entry else None,
                 declared=lease_ms,
             )
             if self._line.run(command) == "ok":
                 log.info("the schedule %s on %s: %s, %s", name, self._queue, mine.rule, mine.task)
-                return
+                return True
+        return False
 
 
 def _read(entry: Entry, firer: Firer) -> Definition | None:

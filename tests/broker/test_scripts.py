@@ -99,8 +99,8 @@ def schedule_samples(queue: Queue) -> dict[str, list[Command[Any]]]:
     messages = [(1000, queue.message()), (2000, queue.message())]
     return {
         "plan": [
-            timetable.plan(base, "s", b"definition", (1000, 1000), revision=b"", declared=0),
-            timetable.plan(base, "t", b"definition", (0, 0), revision=b"1", declared=60_000),
+            timetable.plan(base, "s", b"definition", (1000, 1000), known=None, declared=0),
+            timetable.plan(base, "t", b"definition", (0, 0), known=progress, declared=60_000),
         ],
         "plans": [timetable.plans(base), timetable.plans(base, names=["s", "t"])],
         "agenda": [

@@ -31,7 +31,8 @@ class Book:
     queue: Queue
 
     def plan(self, name: str = NAME, tick: int = LONG_AGO, **options: Any) -> str:
-        given = {"revision": b"", "declared": 0, "definition": b"definition"} | options
+        given: dict[str, Any] = {"known": None, "declared": 0, "definition": b"definition"}
+        given |= options
         definition, due = given.pop("definition"), given.pop("due", tick)
         command = timetable.plan(self.queue.base, name, definition, (tick, due), **given)
         return self.queue.run(command)
@@ -96,7 +97,8 @@ def test_nothing_is_due_and_nothing_to_come(book: Book) -> None:
 def test_the_same_plan_twice_is_the_reply_that_was_lost(book: Book) -> None:
     assert [book.plan(), book.plan()] == ["ok", "ok"]
     assert book.plan(definition=b"another") == "stale"
-    assert book.plan(definition=b"another", revision=b"0" * 16) == "stale"
+    other = msgspec.structs.replace(book.progress(), revision=b"0" * 16)
+    assert book.plan(definition=b"another", known=other) == "stale"
     entry = book.entry()
     assert entry is not None
     assert entry.definition == b"definition"
@@ -107,12 +109,22 @@ def test_another_definition_keeps_what_was_fired(book: Book) -> None:
     one = book.queue.message()
     book.fire((LONG_AGO, one), then=LATER)
     earlier = book.progress()
-    assert book.plan(definition=b"another", revision=earlier.revision, tick=LATER + 5) == "ok"
+    assert book.plan(definition=b"another", known=earlier, tick=LATER + 5) == "ok"
     now = book.progress()
     assert (now.tick, now.last, now.id, now.fired) == (LATER + 5, LONG_AGO, one.message.id, 1)
     assert now.revision > earlier.revision
     # Whoever read the earlier one cannot fire it.
     assert book.fire((LATER, book.queue.message()), at=earlier) == ("stale", 0)
+
+
+def test_a_tick_that_is_fired_while_a_definition_is_made_does_not_come_again(book: Book) -> None:
+    book.plan()
+    known = book.progress()
+    one = book.queue.message()
+    book.fire((LONG_AGO, one), then=LATER)
+    assert book.plan(definition=b"another", known=known) == "stale"
+    assert book.progress().tick == LATER
+    assert book.plan(definition=b"another", known=book.progress(), tick=LATER) == "ok"
 
 
 def test_a_change_is_announced(book: Book) -> None:
@@ -310,7 +322,7 @@ def test_a_new_definition_leaves_it_paused(book: Book) -> None:
     queue = book.queue
     book.plan()
     queue.run(timetable.suspend(queue.base, NAME, "a note"))
-    assert book.plan(definition=b"another", revision=book.progress().revision) == "ok"
+    assert book.plan(definition=b"another", known=book.progress()) == "ok"
     assert book.progress().note == "a note"
     assert book.due() == []
 
@@ -370,7 +382,7 @@ def test_what_nobody_vouches_for_any_more_has_lapsed(book: Book) -> None:
 
 def test_made_at_run_time_it_is_vouched_for_by_nobody(book: Book) -> None:
     book.plan(declared=HOUR_MS)
-    book.plan(definition=b"mine", revision=book.progress().revision)
+    book.plan(definition=b"mine", known=book.progress())
     entry = book.entry()
     assert entry is not None
     assert entry.declared_ms is None
@@ -400,7 +412,7 @@ def test_what_is_not_proven_is_set_aside_and_counted_once(book: Book) -> None:
     assert queue.survey().counts == {"distrusted": 1}
     # It is there for people to see, and a plan puts it right.
     assert book.entry() is not None
-    assert book.plan(definition=b"good", revision=book.progress().revision) == "ok"
+    assert book.plan(definition=b"good", known=book.progress()) == "ok"
     assert book.due() == [NAME]
 
 

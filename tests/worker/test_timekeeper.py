@@ -108,3 +108,29 @@ def test_a_timekeeper_ends_at_once(timekeepers: Any, calls: Counter[str]) -> Non
     agendas_settle(calls, 1)
     one.stop()
     assert not one._thread.is_alive()
+
+
+def test_a_change_that_others_get_in_the_way_of_is_told_once_they_rest(
+    app: TaskQ, redis_url: str, timekeepers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.periodic(cron="0 0 1 1 *", name="yearly")(app.tasks["noop"])
+    [one] = timekeepers(1)
+    until(app.schedules.list)
+    asked, run = 0, Line.run
+
+    def meddled_with(line: Line, command: Any) -> Any:
+        nonlocal asked
+        if command.script.name == "plan":
+            asked += 1
+            if asked <= 5:
+                return "stale"
+        return run(line, command)
+
+    monkeypatch.setattr(Line, "run", meddled_with)
+    later = TaskQ(app.name, url=redis_url, secret=SECRET)
+    task = later.task(name="noop")(lambda: None)
+    later.periodic(cron="0 0 2 2 *", name="yearly")(task)
+    one.refresh(["default"], app.access.keyring, Declared.by(later, ["default"]))
+    until(lambda: asked >= 5)
+    one.look()
+    until(lambda: app.schedules.get("yearly").rule == "0 0 2 2 *")
