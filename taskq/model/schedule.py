@@ -213,6 +213,17 @@ def sign(definition: Definition, name: str, seal: Seal) -> bytes:
     return seal.stamp(name.encode(), body) + body
 
 
+def renewed(raw: bytes, name: str, seal: Seal) -> bytes:
+    """Return the same schedule, which was verified, signed with the newest key of the seal."""
+    body = raw[_BODY_AT:]
+    return seal.stamp(name.encode(), body) + body
+
+
+def signer_of(raw: bytes) -> bytes:
+    """Return the id of the key that it names."""
+    return raw[1:_TAG_AT]
+
+
 def read(raw: bytes, name: str, seal: Seal) -> Definition:
     """Return the schedule of that name in signed bytes.
 

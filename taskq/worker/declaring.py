@@ -1,5 +1,7 @@
 """The schedules that a worker's code declares: brought to Redis, vouched for, and taken away.
 
+Those made at run time are signed anew, where keys are being rotated.
+
 One is taken away by a worker that imported the module it was declared in, and finds it there
 no more; and not before every worker that declared it has gone.
 """
@@ -127,6 +129,34 @@ class Declarer:
                     "removed the schedule %s on %s: %s does not declare it any more",
                     entry.name, self._queue, definition.owner,
                 )  # fmt: skip
+
+    def renew(self, firer: Firer) -> bool:
+        """Sign what was made at run time with the newest key; return whether that is done.
+
+        A message is over some day, and the key that signed it can be dropped then. A schedule
+        goes on.
+
+        Raises:
+            BrokerError: Redis is away, or full.
+
+        """
+        cursor, done = b"0", True
+        while True:
+            now_ms, cursor, page = self._line.run(timetable.plans(self._base, cursor))
+            for entry in page:
+                if schedule.signer_of(entry.definition) == firer.seal.key_id:
+                    continue
+                definition = _read(entry, firer)
+                if definition is None or definition.owner or entry.progress is None:
+                    continue
+                raw = schedule.renewed(entry.definition, entry.name, firer.seal)
+                tick = timetable.next_tick(entry.name, definition, definition, entry, now_ms)
+                command = timetable.plan(
+                    self._base, entry.name, raw, tick, known=entry.progress, declared=0
+                )
+                done = self._line.run(command) == "ok" and done
+            if cursor == b"0":
+                return done
 
     def _bring(self, name: str, raw: bytes, firer: Firer, lease_ms: int) -> bool:
         """Bring one to Redis; return whether it is there, or its name is taken."""

@@ -163,6 +163,8 @@ class _Watch:
         self.changed = self.ails = False
         # Schedules that cannot be fired here, and perhaps elsewhere.
         self._ignored: set[bytes] = set()
+        # Whether some may be signed with an older key.
+        self._renews = False
         # Of which it was said.
         self._told: set[str] = set()
         # When to tell again of a key that is not held.
@@ -172,6 +174,8 @@ class _Watch:
         """Take over what the worker's code says."""
         self._firer = Firer(self._app, self.queue, keyring)
         self._declarer.learn(declared, modules)
+        # With one key there is nothing that another one has signed and this one proves.
+        self._renews = len(keyring.keys) > 1
         self._ignored.clear()
         self._told.clear()
         self.look_at = self._vouch_at = 0.0
@@ -190,6 +194,8 @@ class _Watch:
         self.changed = False
         lease_ms = round(_DECLARED_LEASES * lease * 1000)
         self._declarer.tell(self._firer, lease_ms)
+        if self._renews:
+            self._renews = not self._declarer.renew(self._firer)
         vouches = now >= self._vouch_at
         agenda = line.run(
             timetable.agenda(

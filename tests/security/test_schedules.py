@@ -153,6 +153,27 @@ def test_an_unknown_key_is_left_to_others_and_told_once(
             until(lambda: "second" in new.ran)
 
 
+def test_a_rotation_of_keys_takes_those_made_at_run_time_along(new_app: Any) -> None:
+    old = Shop(new_app(lease=1.0))
+    both = Shop(new_app(old.app.name, secret=f"{NEW_KEY},{KEY}", lease=1.0))
+    new = Shop(new_app(old.app.name, secret=NEW_KEY, lease=1.0))
+    old.app.schedules.add(NAME, old.note.s(), cron=NEVER)
+    old.app.schedules.add("paused", old.note.s(), every=3600)
+    old.app.schedules.pause("paused", "on holiday")
+    old.smuggle(unsigned(old), "forged")
+    assert new.app.schedules.get(NAME).obstacle
+    with running_worker(both.app):
+        until(lambda: new.app.schedules.get(NAME).obstacle is None)
+        until(lambda: new.app.schedules.get("paused").obstacle is None)
+    one = new.app.schedules.get("paused")
+    assert (one.paused, one.note, one.next_at) == (True, "on holiday", None)
+    assert new.app.schedules.get(NAME) == both.app.schedules.get(NAME)
+    assert new.app.schedules.get("forged").obstacle
+    with running_worker(new.app):
+        new.app.schedules.run_now(NAME).get(timeout=5)
+    assert new.ran == [NAME]
+
+
 def test_what_a_later_version_has_signed_is_left_to_it(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
