@@ -18,6 +18,7 @@ from taskq.model import clock, control
 from taskq.model.schedule import Definition, Rule
 from taskq.model.states import State
 from tests.broker.queues import ADD, DAY_MS, FullQueue, Queue, order
+from tests.eventually import until
 
 LONG_AGO, HOUR_MS = 1_000_000, 3_600_000
 LATER = LONG_AGO + 1000
@@ -378,6 +379,19 @@ def test_what_nobody_vouches_for_any_more_has_lapsed(book: Book) -> None:
     assert queue.run(timetable.unplan(queue.base, NAME)) == "declared"
     queue.call("ZADD", "declared", 1, NAME)
     assert queue.run(timetable.unplan(queue.base, NAME, b"definition")) == "ok"
+
+
+def test_many_that_have_lapsed_do_not_hide_the_others(book: Book) -> None:
+    for number in range(130):
+        book.plan(f"s{number}", declared=HOUR_MS)
+        book.queue.call("ZADD", "declared", 1, f"s{number}")
+    seen: set[str] = set()
+
+    def all_seen() -> bool:
+        seen.update(book.agenda(declared=HOUR_MS).lapsed)
+        return len(seen) == 130
+
+    until(all_seen)
 
 
 def test_made_at_run_time_it_is_vouched_for_by_nobody(book: Book) -> None:

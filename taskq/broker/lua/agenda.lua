@@ -6,7 +6,8 @@
 -- most      how many to return
 -- declared  for how many ms those named are vouched for; 0: none is, and none has lapsed
 -- skipped   names to be left out
--- gone      those of the named that there are not; lapsed: those that nobody vouches for now
+-- gone      those of the named that there are not; lapsed: those that nobody vouches for now,
+--           100 at most
 local most, declared = tonumber(ARGV[1]), tonumber(ARGV[2])
 local gone, lapsed, skipped, at = {}, {}, {}, 4 + tonumber(ARGV[3])
 for i = 4, at - 1 do skipped[ARGV[i]] = true end
@@ -20,7 +21,11 @@ if declared > 0 then
       gone[#gone + 1] = ARGV[i]
     end
   end
-  lapsed = call('ZRANGEBYSCORE', base .. 'declared', '-inf', digits(now), 'LIMIT', 0, 100)
+  -- Those of a module that is gone stay for good: they must not hide the others, so of many
+  -- other ones are told each time.
+  local many = call('ZCOUNT', base .. 'declared', '-inf', digits(now))
+  local from = now_us % math.max(1, many - 99)
+  lapsed = call('ZRANGEBYSCORE', base .. 'declared', '-inf', digits(now), 'LIMIT', from, 100)
 end
 
 local out, cut = {digits(now), '', gone, lapsed}, false
