@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,8 +25,8 @@ NAME_HEADER, TICK_HEADER = "taskq-schedule", "taskq-tick"
 MOST = 100
 
 _LETTER_AT = 117
-# It goes on, its tick waits, it is paused.
-_LETTERS = (b"-", b"w", b"p")
+# It ends with: it goes on, its tick waits, it is paused.
+_SOUND = re.compile(rb"[0-9]{55}[0-9a-fA-F]{32}[0-9]{30}[-wp]")
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -315,15 +316,12 @@ def _instant(score: bytes) -> int | None:
 
 
 def _progress(raw: bytes) -> Progress | None:
-    letter = raw[_LETTER_AT : _LETTER_AT + 1]
-    if not (raw[:55].isdigit() and raw[87:_LETTER_AT].isdigit() and letter in _LETTERS):
+    # What the scripts take for none is none here: a plan names what it takes the place of.
+    if _SOUND.match(raw) is None:
         return None
-    try:
-        return Progress(
-            raw[:16], int(raw[16:29]), int(raw[29:42]), int(raw[42:55]), raw[55:87].decode(),
-            int(raw[87:97]), int(raw[97:107]), int(raw[107:_LETTER_AT]),
-            letter.decode(),
-            raw[_LETTER_AT + 1 :].decode(errors="backslashreplace"),
-        )  # fmt: skip
-    except ValueError:
-        return None
+    return Progress(
+        raw[:16], int(raw[16:29]), int(raw[29:42]), int(raw[42:55]), raw[55:87].decode(),
+        int(raw[87:97]), int(raw[97:107]), int(raw[107:_LETTER_AT]),
+        raw[_LETTER_AT : _LETTER_AT + 1].decode(),
+        raw[_LETTER_AT + 1 :].decode(errors="backslashreplace"),
+    )  # fmt: skip

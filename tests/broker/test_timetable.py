@@ -454,7 +454,8 @@ def test_all_are_listed_page_by_page(book: Book) -> None:
 
 def test_what_no_script_wrote_is_told_from_progress(book: Book) -> None:
     book.plan()
-    for wrong in ("", "x", "-" * 118, "1" * 116, "\0" * 200):
+    no_id = b"%b%b%b-" % (b"1" * 55, b"\xff" * 32, b"1" * 30)
+    for wrong in ("", "x", "-" * 118, "1" * 116, "\0" * 200, no_id):
         book.queue.call("HSET", "fires", NAME, wrong)
         entry = book.entry()
         assert entry is not None

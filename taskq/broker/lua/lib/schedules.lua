@@ -14,7 +14,7 @@ local NO_TICK = '0000000000000'
 local NO_ID = string.rep('0', 32)
 
 -- Whoever can write to Redis can write what is none: its numbers would be no numbers.
-local SOUND = '^' .. string.rep('%d', 55) .. string.rep('.', 32) .. string.rep('%d', 30) .. '[-wp]'
+local SOUND = '^' .. string.rep('%d', 55) .. string.rep('%x', 32) .. string.rep('%d', 30) .. '[-wp]'
 
 -- The state of a schedule; false where there is none, or one that no script wrote.
 local function state_of(name)
