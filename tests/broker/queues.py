@@ -183,9 +183,12 @@ class Queue:
 
     def listen(self, id: str) -> Callable[[], bytes]:
         """Subscribe to an outcome; return what returns it once it was published."""
+        return self.listen_to(keys.done(self.app, self.name, id).encode())
+
+    def listen_to(self, channel: bytes) -> Callable[[], bytes]:
+        """Subscribe to a channel of the queue; return what returns the next that is published."""
         line = Line(Endpoint(self.url).at(self.base))
         self._lines.append(line)
-        channel = keys.done(self.app, self.name, id).encode()
         line.call("TIME")  # once it is connected, it knows how is published there
         shard = "S" if line.endpoint.sharded else ""
         told = line.call(f"{shard}SUBSCRIBE", channel)

@@ -10,8 +10,6 @@ import pytest
 
 from taskq.broker import keys, timetable
 from taskq.broker.commands import Outgoing
-from taskq.broker.connection import Endpoint
-from taskq.broker.sync import Line
 from taskq.broker.timetable import Agenda, Entry, Firing, Progress
 from taskq.errors import BrokerError, BrokerFull
 from taskq.model import clock, control
@@ -130,7 +128,7 @@ def test_a_tick_that_is_fired_while_a_definition_is_made_does_not_come_again(boo
 
 def test_a_change_is_announced(book: Book) -> None:
     queue = book.queue
-    line = subscribed(queue)
+    line = queue.listen_to(keys.agenda(queue.app, queue.name).encode())
     book.plan()
     assert line() == NAME.encode()
     queue.run(timetable.suspend(queue.base, NAME, ""))
@@ -484,21 +482,6 @@ def test_a_full_server_refuses_a_tick_and_tears_nothing(full: FullQueue) -> None
     full.run(timetable.resume(full.base, NAME, known.revision, (LONG_AGO, LONG_AGO)))
     assert book.fire((LONG_AGO, full.message()), then=LATER) == ("ok", 1)
     full.audit()
-
-
-def subscribed(queue: Queue) -> Any:
-    """Listen to changes of schedules; return what returns the next."""
-    line = Line(Endpoint(queue.url))
-    queue._lines.append(line)
-    channel = keys.agenda(queue.app, queue.name).encode()
-    assert line.call("SUBSCRIBE", channel) == [b"subscribe", channel, 1]
-
-    def news() -> bytes:
-        kind, told_on, name = line.receive()
-        assert (kind, told_on) == (b"message", channel)
-        return bytes(name)
-
-    return news
 
 
 def test_the_message_of_a_tick_is_always_the_same(queue: Queue) -> None:
