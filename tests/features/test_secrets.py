@@ -39,15 +39,19 @@ def with_task(app: TaskQ) -> Any:
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://10.255.255.1/0", "rediss://user:hunter2-and-more@redis.example.com:6380"]
+    "elsewhere", ["redis://10.255.255.1/0", "rediss://user:hunter2-and-more@redis.example.com:6380"]
 )
-def test_a_server_elsewhere_wants_a_secret(url: str) -> None:
+def test_a_server_elsewhere_wants_a_secret(elsewhere: str) -> None:
     """Told at the first use, before anything is sent."""
-    app = TaskQ("shop", url=url)
+    app = TaskQ("shop", url=elsewhere)
     with pytest.raises(ConfigError) as caught:
         with_task(app).delay(1, 2)
     text = str(caught.value)
-    for word in (url.rpartition("@")[2].removeprefix("redis://"), "taskq secret", "TASKQ_SECRET"):
+    for word in (
+        elsewhere.rpartition("@")[2].removeprefix("redis://"),
+        "taskq secret",
+        "TASKQ_SECRET",
+    ):
         assert word in text
     assert PASSWORD not in text
 
