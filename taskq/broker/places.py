@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -109,7 +110,7 @@ def _addresses(parts: SplitResult, port: int) -> Sequence[Address]:
     """Return the hosts of a URL that names several, each once."""
     found: dict[Address, None] = {}
     for text in parts.netloc.rpartition("@")[2].split(","):
-        one = _split(f"//{text}")
+        one = _split(f"redis://{text}")
         if not one.hostname:
             msg = f"url: {parts.scheme}:// is followed by hosts, host:port or host, with commas"
             raise ConfigError(msg)
@@ -119,11 +120,14 @@ def _addresses(parts: SplitResult, port: int) -> Sequence[Address]:
 
 def _split(url: str) -> SplitResult:
     """Return the parts of a URL; its own text is told to nobody, for the password's sake."""
+    scheme, _, rest = url.partition("://")
+    # Several hosts are looked at each by each: together, with brackets, they are no host.
+    hosts = re.split("[/?#]", rest, maxsplit=1)[0] if "+" in scheme else ""
     try:
+        if hosts:
+            return urlsplit(f"{scheme}://{rest.removeprefix(hosts)}")._replace(netloc=hosts)
         parts = urlsplit(url)
-        # Several hosts have several ports, and are looked at each by each.
-        if "+" not in parts.scheme:
-            _ = parts.port
+        _ = parts.port
     except ValueError:
         msg = (
             "url: host and port cannot be read; in a password, write / # ? @ and : as "
