@@ -25,6 +25,8 @@ from taskq.broker import embedded, keeper
 from taskq.errors import BrokerUnavailable, ConfigError
 from taskq.model import clock
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LINGER = 0.3
 DEADLINE = 15.0

@@ -12,6 +12,8 @@ import pytest
 import taskq
 from tests.eventually import until
 
+pytestmark = pytest.mark.slow
+
 
 def started(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("started-*"))

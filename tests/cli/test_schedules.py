@@ -12,6 +12,8 @@ from taskq import TaskQ
 from tests.cli.conftest import Shell
 from tests.eventually import let_pass, until
 
+pytestmark = pytest.mark.slow
+
 DECLARED = """
 
 @app.periodic(every=1, name="often", args=(1, 2))

@@ -12,6 +12,8 @@ import taskq
 from taskq import State
 from tests.eventually import let_pass, until
 
+pytestmark = pytest.mark.slow
+
 
 def started(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("started-*"))

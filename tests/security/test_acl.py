@@ -21,6 +21,8 @@ from tests.eventually import until
 from tests.fleets import Cluster
 from tests.servers import Server
 
+pytestmark = pytest.mark.slow
+
 MORE = """
 
 @app.task(bind=True)

@@ -19,6 +19,8 @@ from taskq.testing import running_worker
 from tests.security.conftest import KEY
 from tests.servers import HOST, Server
 
+pytestmark = pytest.mark.slow
+
 
 class Authority:
     """A CA, made by `openssl` in a folder."""
