@@ -18,7 +18,7 @@ from typing import Protocol
 
 from taskq.broker.commands import MOST_BYTES, MOST_MESSAGES, Outgoing
 from taskq.broker.connection import LONGEST_PAUSE
-from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
+from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
 # With one alone, Redis would be idle while the next is made; with more, less would be shared.
@@ -98,17 +98,23 @@ class Group:
         call.woken = woken = threading.Lock()
         woken.acquire()
         self._waiting.append(call)
-        if self._free_place() is None and not call.over:
-            woken.acquire(timeout=_PATIENCE)
-            within = call.until - clock.monotonic()
-        while not call.over:
-            place = call.place or self._free_place() or next(self._turns)
-            with place:
-                if not call.over:
-                    self._lead(call, place, within)
-            # After its release: who came before that, and found no place, waits for this.
-            _wake(self._first())
-            within = call.until - clock.monotonic()
+        try:
+            if self._free_place() is None and not call.over:
+                woken.acquire(timeout=_PATIENCE)
+                within = call.until - clock.monotonic()
+            while not call.over:
+                place = call.place or self._free_place() or next(self._turns)
+                with place:
+                    if not call.over:
+                        self._lead(call, place, within)
+                # After its release: who came before that, and found no place, waits for this.
+                _wake(self._first())
+                within = call.until - clock.monotonic()
+        except BaseException:
+            # Interrupted: what was not sent must not be sent with a call that comes much later.
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(call)
+            raise
         return call.outcome()
 
     def _free_place(self) -> threading.Lock | None:
@@ -128,11 +134,17 @@ class Group:
         page = _take(self._waiting, place)
         if own.place is place and own not in page:
             page.append(own)  # who took it was interrupted
-        if not page:
-            return
+        if page:
+            self._send(page, within)
+
+    def _send(self, page: list[_Call], within: float) -> None:
         try:
             verdicts = self._run([call.one for call in page], within=within)
         except BrokerError as error:
+            if _may_be_of_one(error, page):
+                for call in page:
+                    self._send([call], within)
+                return
             for call in page:
                 call.fail(error)
             self._waiting.extendleft(call for call in reversed(page) if not call.over)
@@ -169,21 +181,32 @@ class AsyncGroup:
 
     async def _carry(self, page: list[_Call], within: float) -> None:
         try:
-            verdicts = await self._run([call.one for call in page], within=within)
-            for call, verdict in zip(page, verdicts, strict=True):
-                call.verdict = verdict
-        except BrokerError as error:
-            for call in page:
-                call.fail(error)
+            await self._send(page, within)
         finally:
             for call in page:
                 if call.done is not None and not call.done.done():
                     call.done.set_result(None)
             self._go_on()
 
+    async def _send(self, page: list[_Call], within: float) -> None:
+        try:
+            verdicts = await self._run([call.one for call in page], within=within)
+        except BrokerError as error:
+            if _may_be_of_one(error, page):
+                for call in page:
+                    await self._send([call], within)
+                return
+            for call in page:
+                call.fail(error)
+        else:
+            for call, verdict in zip(page, verdicts, strict=True):
+                call.verdict = verdict
+
     def _go_on(self) -> None:
         """Let a task of its own carry those who wait: any of them may be cancelled."""
-        page = [call for call in _take(self._waiting) if call.done and not call.done.done()]
+        page: list[_Call] = []
+        while self._waiting and not page:
+            page = [call for call in _take(self._waiting) if call.done and not call.done.done()]
         if not page:
             self._under_way -= 1
             return
@@ -197,6 +220,11 @@ class _AsyncRun(Protocol):
     """As `_Run`, awaited."""
 
     def __call__(self, some: Sequence[Outgoing], *, within: float) -> Awaitable[str]: ...
+
+
+def _may_be_of_one(error: BrokerError, page: Sequence[_Call]) -> bool:
+    """Whether an error may be on account of one message, which must not cost its neighbours."""
+    return len(page) > 1 and not isinstance(error, (BrokerUnavailable, BrokerFull))
 
 
 def _wake(call: _Call | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from taskq.model.message import Envelope, Message
 from tests.eventually import until
 
 PLACES = 2
+raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
 
 def one(number: int, size: int = 10) -> Outgoing:
@@ -118,6 +120,44 @@ def test_a_refusal_is_raised_in_each_as_an_error_of_its_own() -> None:
     assert errors[0] is not errors[1]
 
 
+def test_what_is_wrong_with_one_message_is_raised_for_that_one_alone() -> None:
+    wire = Wire(None, None, BrokerError("a lane of a wrong type"), None, BrokerError("again"), None)
+    senders = Senders(wire)
+    senders.send(one(1), one(2))
+    wire.wait_for(PLACES)
+    futures = senders.send(one(3), one(4), one(5))
+    wire.let_go()
+    outcomes = [future.exception(5) or future.result(5) for future in futures]
+    assert sorted(map(str, outcomes)) == ["again", "o", "o"]
+    assert [len(call) for call in wire.calls[2:]] == [3, 1, 1, 1]
+
+
+def test_a_message_whose_sender_was_interrupted_in_line_is_not_sent_later() -> None:
+    wire = Wire()
+    senders = Senders(wire)
+    busy = senders.send(one(1), one(2))
+    wire.wait_for(PLACES)
+    stopped = threading.Event()
+    idents: list[int] = []
+
+    def send() -> None:
+        idents.append(threading.get_ident())
+        try:
+            senders.group.send(one(3))
+        except SystemExit:
+            stopped.set()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    until(lambda: senders.waiting == 1)
+    raise_in(ctypes.c_ulong(idents[0]), ctypes.py_object(SystemExit))
+    assert stopped.wait(5)
+    wire.let_go()
+    assert [future.result(5) for future in busy] == ["o", "o"]
+    assert senders.group.send(one(4)) == "o"
+    assert f"{3:032x}" not in [id for call in wire.calls for id in call]
+
+
 def test_what_an_interrupted_thread_had_taken_is_sent_by_its_owner() -> None:
     wire = Wire(None, None, KeyboardInterrupt())
     senders = Senders(wire)
@@ -197,6 +237,38 @@ class TestAwaited:
         ]  # fmt: skip
         assert [end for end in ends if end == "o"] == ["o"] * 3
 
+    def test_those_behind_many_that_were_cancelled_are_sent(self) -> None:
+        """As many as the next calls carry: then nobody is left to whom those belong."""
+
+        async def main() -> str:
+            first = await self._sent(group, range(PLACES))
+            large = [one(number, MOST_BYTES // 2) for number in range(10, 10 + 2 * PLACES)]
+            cancelled = [asyncio.create_task(group.send(each)) for each in large]
+            last = asyncio.create_task(group.send(one(20, MOST_BYTES // 2)))
+            await asyncio.sleep(0)
+            for task in cancelled:
+                task.cancel()
+            await asyncio.sleep(0)
+            wire.let_go()
+            await asyncio.gather(*first)
+            return await asyncio.wait_for(last, 5)
+
+        wire = Wire()
+        group = AsyncGroup(wire.arun, 10)
+        assert asyncio.run(main()) == "o"
+
+    def test_what_is_wrong_with_one_message_is_raised_for_that_one_alone(self) -> None:
+        async def main() -> list[Any]:
+            wire.let_go()
+            return await asyncio.gather(
+                *(group.send(one(number)) for number in range(4)), return_exceptions=True
+            )
+
+        wire = Wire(None, None, BrokerError("a lane of a wrong type"), BrokerError("again"), None)
+        group = AsyncGroup(wire.arun, 10)
+        ends = asyncio.run(main())
+        assert [str(end) for end in ends] == ["o", "o", "again", "o"]
+
     @pytest.mark.parametrize("error", [BrokerFull("full"), BrokerError("no")])
     def test_a_refusal_is_raised_in_each(self, error: BrokerError) -> None:
         async def main() -> list[Any]:
@@ -205,7 +277,7 @@ class TestAwaited:
                 *(group.send(one(number)) for number in range(4)), return_exceptions=True
             )
 
-        wire = Wire(None, None, error)
+        wire = Wire(None, None, error, error, error)
         group = AsyncGroup(wire.arun, 10)
         ends = asyncio.run(main())
         assert sum(isinstance(end, type(error)) for end in ends) == 2
