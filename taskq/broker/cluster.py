@@ -26,9 +26,9 @@ class NodeLine(Line):
         self.connect()
         super().begin(command.publishing(self.endpoint.publish))
 
-    def finish(self, command: Command[T]) -> T:
-        """Return what the only call begun was answered; see `Line.finish`."""
-        return super().finish(command.publishing(self.endpoint.publish))
+    def load(self, command: Command[T]) -> T:
+        """Run a script call by the script's text; see `Line.load`."""
+        return super().load(command.publishing(self.endpoint.publish))
 
     def fileno(self) -> int:
         """Return the descriptor of the open connection, for a selector; -1 where it is closed."""
@@ -70,7 +70,7 @@ class Lines:
         self._lines: dict[str, Line] = {}
 
     def of(self, base: str) -> Line:
-        """Return the line to a queue; but in a cluster it is the same for all."""
+        """Return the line to a queue: the same for all, but with a cluster."""
         if self._one is not None:
             return self._one
         line = self._lines.get(base)

@@ -119,8 +119,12 @@ class Line:
         try:
             return self.end(command)
         except ScriptMissing:
-            text = command.script.text
-            return command.read(self.call("EVAL", text, 1, command.base, *command.arguments))
+            return self.load(command)
+
+    def load(self, command: Command[T]) -> T:
+        """Run a script call by the script's text, which Redis keeps from then on."""
+        text = command.script.text
+        return command.read(self.call("EVAL", text, 1, command.base, *command.arguments))
 
     def connect(self) -> None:
         """Connect, if that is not so already."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import socket
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -16,14 +14,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from taskq.cli.place import app_option, fail, named_app, open_app, printable, split_names
+from taskq.cli.place import (
+    app_and_modules,
+    app_option,
+    fail,
+    open_app,
+    printable,
+    process_name,
+    split_names,
+)
 from taskq.cli.send import keywords_of, task_of, value_of
 from taskq.cli.work import LEVELS
 from taskq.client.app import TaskQ
 from taskq.client.loader import load_app
 from taskq.client.outlook import Schedule
 from taskq.client.result import Result
-from taskq.config import NAME
 from taskq.errors import ScheduleError
 from taskq.model.schedule import CatchUp, Overlap
 from taskq.worker import beat as worker_beat
@@ -253,14 +258,9 @@ def beat(context: click.Context, /, modules: tuple[str, ...], **options: Any) ->
 
     Workers do that as well; any number of both may run at once.
     """
-    app = options["app"] or context.obj.app
-    if app is None and modules:
-        app, *rest = modules
-        modules = tuple(rest)
-    name = options["name"] or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
-    if not NAME.fullmatch(name):
-        fail(f"--name {name!r}: use 1 to 128 of A-Z a-z 0-9 _ . -")
-    opened = load_app(named_app(context, app), modules)
+    app, modules = app_and_modules(context, options["app"], modules)
+    name = process_name(options["name"])
+    opened = load_app(app, modules)
     logs.configure(options["loglevel"], options["log_format"], name)
     with opened:
         queues = opened.queues if options["queues"] is None else split_names(options["queues"])

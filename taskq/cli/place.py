@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -43,6 +44,23 @@ def named_app(context: click.Context, after: str | None) -> str:
 def open_app(context: click.Context, after: str | None) -> TaskQ:
     """Import the app."""
     return load_app(named_app(context, after))
+
+
+def app_and_modules(
+    context: click.Context, after: str | None, modules: tuple[str, ...]
+) -> tuple[str, tuple[str, ...]]:
+    """Return the app's name, else the first of the modules, and the modules beside it."""
+    if modules and not (after or context.obj.app):
+        return modules[0], modules[1:]
+    return named_app(context, after), modules
+
+
+def process_name(given: str | None) -> str:
+    """Return what a process is called in logs; exit with 2 where that cannot be a name."""
+    name = given or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
+    if not NAME.fullmatch(name):
+        fail(f"--name {name!r}: use 1 to 128 of A-Z a-z 0-9 _ . -")
+    return name
 
 
 def split_names(text: str) -> tuple[str, ...]:

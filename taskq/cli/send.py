@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -70,13 +71,7 @@ def cancel(
         done = {
             one.id: one.cancel(options["reason"], terminate=options["terminate"]) for one in results
         }
-    if as_json:
-        click.echo(json.dumps(done, indent=2))
-    else:
-        for id, what in done.items():
-            click.echo(f"{printable(id)}: {_SAID[what]}")
-    if Cancellation.UNKNOWN in done.values():
-        raise SystemExit(1)
+    _tell(done, _SAID, as_json=as_json)
 
 
 @click.command()
@@ -106,23 +101,28 @@ def reschedule(
             done = {one.id: one.reschedule(eta=eta, countdown=countdown) for one in results}
         except ValueError as error:
             fail(str(error))
+    _tell(done, _MOVED, as_json=as_json)
+
+
+def _tell(done: Mapping[str, str], words: Mapping[str, str], *, as_json: bool) -> None:
+    """Say what became of each message; exit with 1 if Redis does not know one."""
     if as_json:
         click.echo(json.dumps(done, indent=2))
     else:
         for id, what in done.items():
-            click.echo(f"{printable(id)}: {_MOVED[what]}")
-    if Rescheduling.UNKNOWN in done.values():
+            click.echo(f"{printable(id)}: {words[what]}")
+    if "unknown" in done.values():
         raise SystemExit(1)
 
 
-_MOVED = {
+_MOVED: dict[str, str] = {
     Rescheduling.MOVED: "moved; it waits for its new time",
     Rescheduling.QUEUED: "its time had come: it is queued",
     Rescheduling.RUNNING: "it runs",
     Rescheduling.OVER: "it was over already",
     Rescheduling.UNKNOWN: "Redis does not know this id",
 }
-_SAID = {
+_SAID: dict[str, str] = {
     Cancellation.CANCELLED: "cancelled; it does not start",
     Cancellation.TOLD: "it runs; its worker was told",
     Cancellation.OVER: "it was over already",

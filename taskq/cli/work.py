@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from typing import Any
 
 import click
 
 from taskq.cli.durations import Duration
 from taskq.cli.health import PORT, PORT_VARIABLE
-from taskq.cli.place import app_option, fail, named_app, split_names
-from taskq.config import NAME
+from taskq.cli.place import app_and_modules, app_option, fail, process_name, split_names
 from taskq.worker import logs, memory
 from taskq.worker.process import Orders
 from taskq.worker.supervisor import Supervisor
@@ -74,17 +71,12 @@ def worker(context: click.Context, /, modules: tuple[str, ...], **options: Any) 
 
     The first MODULE is the app, unless -A names it; the others are imported as well.
     """
-    app = options["app"] or context.obj.app
-    if app is None and modules:
-        app, *rest = modules
-        modules = tuple(rest)
-    name = options["name"] or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
-    if not NAME.fullmatch(name):
-        fail(f"--name {name!r}: use 1 to 128 of A-Z a-z 0-9 _ . -")
+    app, modules = app_and_modules(context, options["app"], modules)
+    name = process_name(options["name"])
     processes, threads = _slots(options)
     most, limit = _memory(options)
     orders = Orders(
-        app=named_app(context, app),
+        app=app,
         modules=modules,
         queues=None if options["queues"] is None else split_names(options["queues"]),
         processes=processes,

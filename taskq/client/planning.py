@@ -11,14 +11,15 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from taskq.broker import commands, keys, timetable
-from taskq.broker.commands import Command, Outgoing
+from taskq.broker.commands import Command
 from taskq.broker.timetable import Entry
+from taskq.client import sending
 from taskq.client.outlook import Schedule, instant, proven, read, told
 from taskq.client.periodic import Timing, When, check_schedule, define
 from taskq.client.result import Result
 from taskq.client.signature import Signature
 from taskq.config import nearest
-from taskq.errors import ConfigError, DuplicateMessage, EnqueueUncertain, Interrupted, ScheduleError
+from taskq.errors import ConfigError, EnqueueUncertain, Interrupted, ScheduleError
 from taskq.model import clock
 from taskq.model.schedule import Definition
 from taskq.model.signing import Domain
@@ -159,11 +160,11 @@ class Planning:
             try:
                 word = yield timetable.trigger(base, entry.name, progress.revision, at_ms, one)
             except Interrupted as error:
-                id = self._handle(one, queue).id
+                id = sending.handle(self._app, one, queue).id
                 msg = f"{error}; Redis may or may not have accepted {definition.task} {id}"
                 raise EnqueueUncertain(msg, id) from error
             if word != "stale":
-                return self._handle(one, queue)
+                return sending.handle(self._app, one, queue)
         raise _busy(name)
 
     def backfill(self, name: str, start: datetime, end: datetime) -> Steps[_Results]:
@@ -192,12 +193,9 @@ class Planning:
         for page, command in commands.send(keys.base(self._app.name, queue), outgoing):
             verdicts = yield command
             for one, verdict in zip(page, verdicts, strict=True):
-                if verdict == "x":
-                    msg = (
-                        f"the id {one.message.envelope.name!r} is in use by another task's message"
-                    )
-                    raise DuplicateMessage(msg)
-        return [self._handle(one, queue) for one in outgoing]
+                if verdict == sending.REFUSED:
+                    raise sending.duplicate(one)
+        return [sending.handle(self._app, one, queue) for one in outgoing]
 
     def next(self, name: str, n: object) -> Steps[_Instants]:
         if isinstance(n, bool) or not isinstance(n, int):
@@ -253,17 +251,6 @@ class Planning:
             raise TypeError(msg)
         plain, at, queue = name.partition("@")
         return check_schedule(plain), self._app.check_queue(queue) if at else None
-
-    def _handle(self, one: Outgoing, queue: str) -> Result[Any]:
-        envelope = one.message.envelope
-        return Result(
-            self._app,
-            envelope.name or "",
-            queue,
-            wire_id=one.message.id,
-            task=envelope.task,
-            stored=not envelope.ignore_result,
-        )
 
 
 # The method `list` stands before the type.

@@ -145,7 +145,7 @@ class _Batch(Generic[T]):
         for entry, verdict in zip(self._pages.popleft(), verdicts, strict=True):
             entry.verdict = verdict
             if verdict != REFUSED:
-                entry.result = _result(self._app, entry.call, entry.cast())
+                entry.result = handle(self._app, entry.cast(), entry.call.queue)
                 entry.outgoing, entry.written = None, _SENT
 
     def results(self) -> list[Result[T]]:
@@ -153,7 +153,7 @@ class _Batch(Generic[T]):
         accepted = [entry.result for entry in self._entries if entry.result is not None]
         if len(accepted) < len(self._entries):
             refused = next(entry for entry in self._entries if entry.verdict == REFUSED)
-            raise self._with_parts(_duplicate(refused.call, refused.cast()))
+            raise self._with_parts(duplicate(refused.cast()))
         return accepted
 
     def torn(self, error: BrokerError) -> BrokerError:
@@ -205,24 +205,27 @@ def _cast_one(app: TaskQ, signature: Signature[Any]) -> tuple[str, Outgoing]:
 
 def _accepted(app: TaskQ, signature: Signature[T], one: Outgoing, verdict: str) -> Result[T]:
     if verdict == REFUSED:
-        raise _duplicate(signature, one)
-    return _result(app, signature, one)
+        raise duplicate(one)
+    return handle(app, one, signature.queue)
 
 
-def _duplicate(signature: Signature[Any], one: Outgoing) -> DuplicateMessage:
-    name = one.message.envelope.name or one.message.id
-    msg = f"the id {name!r} is in use by a message of another task than {signature.task}"
+def duplicate(one: Outgoing) -> DuplicateMessage:
+    """Return what is raised where another task's message has the id."""
+    envelope = one.message.envelope
+    name = envelope.name or one.message.id
+    msg = f"the id {name!r} is in use by a message of another task than {envelope.task}"
     return DuplicateMessage(msg)
 
 
-def _result(app: TaskQ, signature: Signature[T], one: Outgoing) -> Result[T]:
+def handle(app: TaskQ, one: Outgoing, queue: str) -> Result[Any]:
+    """Return the handle on a message that was sent."""
     message = one.message
     return Result(
         app,
         message.envelope.name or message.id,
-        signature.queue,
+        queue,
         wire_id=message.id,
-        task=signature.task,
+        task=message.envelope.task,
         stored=not message.envelope.ignore_result,
     )
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import selectors
 
-from taskq.broker.connection import Endpoint
 from taskq.client.app import TaskQ
-from taskq.errors import BrokerUnavailable, ConfigError
+from taskq.errors import BrokerUnavailable
 from taskq.worker import gate
 from taskq.worker.declaring import Declared
 from taskq.worker.signals import Signals
@@ -24,7 +23,11 @@ def run(app: TaskQ, queues: tuple[str, ...], name: str) -> int:
 
     """
     access = app.access
-    _look_at(access.endpoint, allow_eviction=app.config.allow_eviction)
+    gate.check_place(access.endpoint)
+    try:
+        gate.tell(gate.examine(access.endpoint, allow_eviction=app.config.allow_eviction))
+    except BrokerUnavailable as error:
+        log.warning("%s", error)  # it is waited for
     declared = Declared.by(app, queues)
     timekeeper = Timekeeper(
         app.name,
@@ -45,18 +48,3 @@ def run(app: TaskQ, queues: tuple[str, ...], name: str) -> int:
         timekeeper.stop()
     log.info("stopped")
     return 0
-
-
-def _look_at(endpoint: Endpoint, *, allow_eviction: bool) -> None:
-    """Look at Redis as a worker does; one that is away is waited for."""
-    if endpoint.memory:
-        msg = "memory:// lives in one process: use taskq.testing.running_worker, or a server"
-        raise ConfigError(msg)
-    try:
-        reason, findings = gate.glance(endpoint, allow_eviction=allow_eviction)
-    except BrokerUnavailable as error:
-        log.warning("%s", error)
-        return
-    if reason:
-        raise ConfigError(reason)
-    gate.tell(findings)

@@ -23,7 +23,7 @@ from taskq.broker import checkup, keys
 from taskq.broker.layout import Finding
 from taskq.client.app import TaskQ
 from taskq.client.loader import load_app
-from taskq.errors import BrokerError, BrokerUnavailable, ConfigError, TaskQError
+from taskq.errors import BrokerError, BrokerUnavailable, TaskQError
 from taskq.model import clock
 from taskq.worker import gate, logs
 from taskq.worker.channel import Channel, Note
@@ -88,9 +88,7 @@ class Child:
         faulthandler.enable(self._dump)
         # The same: if they log in their way, so does the worker.
         logs.configure(orders["loglevel"], orders["log_format"], orders["name"])
-        if app.access.endpoint.memory:
-            msg = "memory:// lives in one process: use taskq.testing.running_worker, or a server"
-            raise ConfigError(msg)
+        gate.check_place(app.access.endpoint)
         config = app.config
         if orders["first"]:
             self._examined = self._examine(app)
@@ -118,15 +116,11 @@ class Child:
     def _examine(self, app: TaskQ) -> bool:
         """Look at Redis before the first claim; return whether it could be reached."""
         self._findings = checkup.standing(app.access)
+        allowed = app.config.allow_eviction
         try:
-            reason, more = gate.glance(
-                app.access.endpoint, allow_eviction=app.config.allow_eviction
-            )
+            self._findings += gate.examine(app.access.endpoint, allow_eviction=allowed)
         except BrokerUnavailable:
             return False
-        if reason:
-            raise ConfigError(reason)
-        self._findings += more
         return True
 
     def _hello(self, engine: Engine) -> Note:

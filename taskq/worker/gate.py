@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from taskq.broker import checkup
 from taskq.broker.connection import Endpoint
 from taskq.broker.layout import Finding, Level
+from taskq.errors import ConfigError
 
 log = logging.getLogger("taskq.worker")
 
@@ -31,6 +32,27 @@ def glance(endpoint: Endpoint, *, allow_eviction: bool) -> tuple[str | None, lis
     findings = checkup.glance(endpoint, allow_eviction=allow_eviction)
     grave = [one for one in findings if one.level is Level.ERROR and one.check in _REFUSED]
     return (str(grave[0]) if grave else None), [one for one in findings if one not in grave]
+
+
+def check_place(endpoint: Endpoint) -> None:
+    """Raise `ConfigError` for a place that no worker process can reach."""
+    if endpoint.memory:
+        msg = "memory:// lives in one process: use taskq.testing.running_worker, or a server"
+        raise ConfigError(msg)
+
+
+def examine(endpoint: Endpoint, *, allow_eviction: bool) -> list[Finding]:
+    """Return what is amiss with this server.
+
+    Raises:
+        ConfigError: no worker may serve on it.
+        BrokerUnavailable: Redis is away: look again when it is back.
+
+    """
+    reason, findings = glance(endpoint, allow_eviction=allow_eviction)
+    if reason:
+        raise ConfigError(reason)
+    return findings
 
 
 def tell(findings: Iterable[Finding]) -> None:
