@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import taskq
-from taskq import MessageLost
+from taskq import MessageLost, Result
 from tests.eventually import until
+from tests.failure.books import check_after
 from tests.failure.scene import Scene
 
 Results = dict[Any, Any]
@@ -65,3 +66,18 @@ def survivors(scene: Scene, expected: Results, most_lost: int = 50) -> Results:
     print(f"{len(expected) - len(kept)} of {len(expected)} messages were lost")
     assert len(expected) - len(kept) <= most_lost
     return kept
+
+
+def outlive_a_master(scene: Scene, held: Result[Any]) -> None:
+    """Kill the master under load, while a message runs: writes resume in time, and all ends."""
+    scene.worker("-p", "2", "-t", "4")
+    until(scene.started)
+    with Producer(scene) as producer:
+        scene.topology.kill_primary()
+        scene.note("the master was killed")
+        until(producer.more(), 5)
+        assert not producer.errors
+    scene.go()
+    expected = survivors(scene, producer.accepted)
+    assert held.get(timeout=10) == [1, 1]
+    check_after(scene, expected | {held: [1, 1]})

@@ -10,7 +10,7 @@ import taskq
 from taskq.broker import keys
 from tests.eventually import until
 from tests.failure.books import check_after
-from tests.failure.producer import Producer, survivors
+from tests.failure.producer import Producer, outlive_a_master
 from tests.failure.scene import Scene
 
 on_cluster = pytest.mark.parametrize("topology", ["cluster"], indirect=True)
@@ -26,18 +26,7 @@ def queue_elsewhere(scene: Scene) -> str:
 
 @on_cluster
 def test_all_go_on_when_a_master_of_a_cluster_is_killed(scene: Scene) -> None:
-    scene.worker("-p", "2", "-t", "4")
-    held = scene.send("hold", str(scene.folder))
-    until(scene.started)
-    with Producer(scene) as producer:
-        scene.topology.kill_primary()
-        scene.note("the master was killed")
-        until(producer.more(), 5)
-        assert not producer.errors
-    scene.go()
-    expected = survivors(scene, producer.accepted)
-    assert held.get(timeout=10) == [1, 1]
-    check_after(scene, expected | {held: [1, 1]})
+    outlive_a_master(scene, scene.send("hold", str(scene.folder)))
 
 
 @on_cluster

@@ -9,7 +9,7 @@ import pytest
 
 from tests.eventually import let_pass, until
 from tests.failure.books import check_after
-from tests.failure.producer import Producer, survivors
+from tests.failure.producer import Producer, outlive_a_master, survivors
 from tests.failure.scene import Scene
 
 on_sentinel = pytest.mark.parametrize("topology", ["sentinel"], indirect=True)
@@ -26,17 +26,7 @@ def held(scene: Scene) -> Iterator[Any]:
 @on_sentinel
 def test_all_go_on_when_a_master_under_load_is_killed(scene: Scene, held: Any) -> None:
     """F30."""
-    scene.worker("-p", "2", "-t", "4")
-    until(scene.started)
-    with Producer(scene) as producer:
-        scene.topology.kill_primary()
-        scene.note("the master was killed")
-        until(producer.more(), 5)
-        assert not producer.errors
-    scene.go()
-    expected = survivors(scene, producer.accepted)
-    assert held.get(timeout=10) == [1, 1]
-    check_after(scene, expected | {held: [1, 1]})
+    outlive_a_master(scene, held)
 
 
 @on_sentinel
