@@ -284,6 +284,14 @@ def test_a_peer_that_does_not_exist_is_refused() -> None:
     assert "sidekiq" in done.output
 
 
+def test_a_home_beside_the_checkout_whose_name_begins_alike_is_left_out_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environments, "ROOT", Path("/tmp/it"))
+    monkeypatch.setenv("HOME", "/tmp/its")
+    assert environments.anonymous("/tmp/its/a, /tmp/it/b in /tmp/it") == "~/a, ./b in ."
+
+
 def test_rounds_are_interleaved_and_one_failure_ends_nothing(tmp_path: Path) -> None:
     def work(_: Bench, peer: Peer) -> Measured:
         if peer.name == "other":

@@ -100,7 +100,9 @@ def last_line(text: str) -> str:
 
 def anonymous(text: str) -> str:
     """Leave out where this checkout and the home folder are."""
-    text = text.replace(str(ROOT), ".").replace(str(Path.home()), "~")
+    for place, mark in ((ROOT, "."), (Path.home(), "~")):
+        # Not a folder beside it, whose name begins alike.
+        text = re.sub(rf"{re.escape(str(place))}(?![\w-])", mark, text)
     return re.sub(r"(?<![\w.])/(home|root|Users)/", "~/", text)
 
 
