@@ -119,9 +119,9 @@ class Books:
         )
 
     def _check_transitions(self) -> None:
-        """I3: no message had two ends."""
+        """I3: no message had two ends under one master."""
         heard = self._scene.witness.heard
-        double = {id: told for id, told in heard.items() if len(told) > 1}
+        double = {of: told for of, told in heard.items() if len(told) > 1}
         assert double == {}, "I3"
 
     def _check_logs(self) -> None:

@@ -73,8 +73,8 @@ def outlive_a_master(scene: Scene, held: Result[Any]) -> None:
     scene.worker("-p", "2", "-t", "4")
     until(scene.started)
     with Producer(scene) as producer:
-        scene.topology.kill_primary()
-        scene.note("the master was killed")
+        with scene.during("the master was killed"):
+            scene.topology.kill_primary()
         until(producer.more(), 5)
         assert not producer.errors
     scene.go()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,13 @@ class Scene:
         now = time.monotonic()
         self.faults.append(Fault(what, frozenset(pids), now if began is None else began, now))
 
+    @contextlib.contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Note what is done meanwhile as a fault that may cost every message a run."""
+        began = time.monotonic()
+        yield
+        self.note(what, began=began)
+
     def client(self) -> redis.Redis:
         """Return a client that goes past the proxies."""
         return self.topology.primary.client()
@@ -194,8 +202,10 @@ class Witness:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        # Wire id → what was published. A dead server's words are lost, and not counted.
-        self.heard: dict[str, list[bytes]] = {}
+        # Wire id, and under which master in turn → what was published. Two masters may tell two
+        # ends: what the first did not pass on before it was replaced is done again.
+        self.heard: dict[tuple[str, int], list[bytes]] = {}
+        self._master, self._masters = 0, 0
         self._stopped = False
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -212,13 +222,16 @@ class Witness:
                 time.sleep(0.02)
 
     def _hear(self) -> None:
-        with self._scene.client() as client, client.pubsub() as pubsub:
+        server = self._scene.topology.primary
+        self._masters += server.port != self._master
+        self._master = server.port
+        with server.client() as client, client.pubsub() as pubsub:
             pubsub.psubscribe(f"{self._scene.base('*')}done:*".replace("{", "[{]"))
             while not self._stopped:
                 told = pubsub.get_message(timeout=0.2)
                 if told and told["type"] == "pmessage":
                     id = told["channel"].decode().rpartition(":")[2]
-                    self.heard.setdefault(id, []).append(told["data"])
+                    self.heard.setdefault((id, self._masters), []).append(told["data"])
 
 
 def wait_for_children(worker: Running, count: int) -> list[int]:

@@ -63,12 +63,11 @@ def test_no_error_reaches_anybody_while_slots_are_moved(scene: Scene) -> None:
     scene.worker("-p", "2", "-t", "4")
     held = scene.send("hold", str(scene.folder))
     until(scene.started)
-    with Producer(scene) as producer:
+    with Producer(scene) as producer, scene.during("slots were moved"):
         for _ in range(4):
             scene.topology.fleet.move(scene.base())
             until(producer.more(200), 10)
             assert not producer.errors
-    scene.note("slots were moved")
     scene.go()
     check_after(scene, producer.accepted | {held: [1, 1]})
 
@@ -76,26 +75,24 @@ def test_no_error_reaches_anybody_while_slots_are_moved(scene: Scene) -> None:
 @on_cluster
 def test_no_error_reaches_anybody_while_slots_are_moved_at_once(scene: Scene) -> None:
     scene.worker("-p", "2", "-t", "4")
-    with Producer(scene) as producer:
+    with Producer(scene) as producer, scene.during("slots were moved"):
         for _ in range(3):
             if not scene.topology.fleet.move_at_once(scene.base()):
                 pytest.skip("these servers move slots key by key alone; Valkey 9 does it at once")
             until(producer.more(200), 10)
             assert not producer.errors
-    scene.note("slots were moved")
     check_after(scene, producer.accepted)
 
 
 @on_cluster
 def test_nothing_is_lost_when_an_operator_moves_a_master(scene: Scene) -> None:
     scene.worker("-p", "2", "-t", "4")
-    with Producer(scene) as producer:
+    with Producer(scene) as producer, scene.during("masters were moved"):
         for _ in range(2):
             scene.topology.fleet.fail_over(scene.base())
             scene.topology.fleet.settle()
             until(producer.more(), 5)
             assert not producer.errors
-    scene.note("masters were moved")
     check_after(scene, producer.accepted)
 
 
@@ -104,12 +101,12 @@ def test_all_go_on_when_all_of_a_cluster_was_restarted(scene: Scene) -> None:
     scene.worker("-p", "1", "-t", "4")
     cluster = scene.topology.fleet
     with Producer(scene) as producer:
-        for node in cluster.nodes:
-            node.kill()
-        for node in cluster.nodes:
-            node.start()
-        scene.note("all nodes were killed")
-        cluster.settle()
+        with scene.during("all nodes were killed"):
+            for node in cluster.nodes:
+                node.kill()
+            for node in cluster.nodes:
+                node.start()
+            cluster.settle()
         until(producer.more(), 15)
         assert not producer.errors
     check_after(scene, producer.accepted)

@@ -34,9 +34,9 @@ def test_all_go_on_when_an_operator_moves_the_master(scene: Scene) -> None:
     """F31: the old master acknowledges what nobody will know; each future says so."""
     scene.worker("-p", "2", "-t", "4")
     with Producer(scene) as producer:
-        scene.topology.fleet.fail_over()
-        until(lambda: scene.topology.fleet.replicas(scene.topology.primary) == 2, 20)
-        scene.note("the master was moved")
+        with scene.during("the master was moved"):
+            scene.topology.fleet.fail_over()
+            until(lambda: scene.topology.fleet.replicas(scene.topology.primary) == 2, 20)
         until(producer.more(), 5)
         assert not producer.errors
     check_after(scene, survivors(scene, producer.accepted, most_lost=100_000))
