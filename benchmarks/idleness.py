@@ -52,7 +52,7 @@ def _idle(bench: Bench, supervisors: int, children: int) -> Sequence[float]:
             processors.seconds(pids),
             time.monotonic(),
         )
-        time.sleep(bench.seconds(8.0, 2.2))
+        time.sleep(bench.seconds(15.0, 2.2))
         elapsed = time.monotonic() - begun
         sent, used = traffic.reads(), processors.seconds(pids) - before
     largest = max(

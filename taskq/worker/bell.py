@@ -23,8 +23,8 @@ from taskq.model import clock
 
 log = logging.getLogger("taskq.worker")
 
-# Well under redis-py's socket timeout of 5 s.
-BLOCK_SECONDS = 2
+# How late a lost ring is made up for. Well under the socket timeout of 5 s.
+BLOCK_SECONDS = 2.5
 _AWAY_SECONDS = 0.3
 # How long after its time a blocked call may be answered.
 _SILENT_SECONDS = 2.0

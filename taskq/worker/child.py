@@ -37,7 +37,7 @@ EXIT_FAILED = 2
 _PR_SET_PDEATHSIG = 1
 _CHECK_SECONDS = 1.0
 _IDLE_CHECKS = 2
-# Even an idle engine takes a turn each two seconds.
+# Even an idle engine takes a turn each 2.5 s.
 _TURN_SECONDS = 20.0
 
 

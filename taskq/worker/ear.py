@@ -1,7 +1,7 @@
 """Hears what a timekeeper must know at once: schedules that change, messages that are over.
 
 What is not heard, because a connection was broken, costs time: everything is looked at again
-every few seconds.
+every 15 seconds.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ from taskq.worker.firing import Firer
 
 log = logging.getLogger("taskq.worker")
 
-# At least so often each queue is looked at: what a lost announcement costs.
-_LOOK_SECONDS = 5.0
+# So often each queue is looked at though nothing was heard: whoever lost an announcement with
+# its connection looks when it subscribes anew.
+_LOOK_SECONDS = 15.0
 # When to look at a tick that waits, before it can be heard that the message before it is over.
 _WAIT_MS = 500
 # How long it goes on leaving out what cannot be fired here.
