@@ -129,7 +129,7 @@ class SentinelSet:
 
     def wait_for_another(self, old: Server) -> Server:
         """Wait until another server is the master; return it."""
-        _until(lambda: self.primary is not old and _role(self.primary) == "master")
+        _until(lambda: self.primary is not old and role_of(self.primary) == "master")
         return self.primary
 
     def close(self) -> None:
@@ -241,7 +241,7 @@ class Cluster:
 
         def another() -> Server | None:
             new = self.owner(key, but=old)
-            return new if new is not old and _role(new) == "master" else None
+            return new if new is not old and role_of(new) == "master" else None
 
         return _until(another) or old
 
@@ -278,7 +278,7 @@ class Cluster:
         old = self.owner(key)
         replica = next(one for one in self.nodes if self.master_of(one) is old)
         _tell(replica, "CLUSTER", "FAILOVER")
-        _until(lambda: self.owner(key) is replica and _role(replica) == "master")
+        _until(lambda: self.owner(key) is replica and role_of(replica) == "master")
 
     def close(self) -> None:
         for node in self.nodes:
@@ -286,7 +286,7 @@ class Cluster:
                 node.close()
 
     def _serving(self) -> list[Server]:
-        return [node for node in self.nodes if _role(node) == "master"]
+        return [node for node in self.nodes if role_of(node) == "master"]
 
     @staticmethod
     def _count(node: Server) -> int:
@@ -327,7 +327,7 @@ def info_of(server: Server, section: str) -> dict[str, Any]:
     return {}
 
 
-def _role(server: Server) -> str:
+def role_of(server: Server) -> str:
     return str(info_of(server, "replication").get("role", ""))
 
 

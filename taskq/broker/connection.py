@@ -36,7 +36,19 @@ from redis.retry import Retry
 from tenacity import retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from taskq.broker import places
-from taskq.broker.guides import Address, Fixed, Guide, Hello, Question, Slots, pairs, slot_of, spelt
+from taskq.broker.guides import (
+    Address,
+    Fixed,
+    Guide,
+    Hello,
+    Question,
+    Sentinels,
+    Slots,
+    pairs,
+    slot_of,
+    spelt,
+)
+from taskq.broker.switches import Switches
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError, Interrupted
 
 CLIENT_ERRORS = (RedisError, OSError)
@@ -88,6 +100,12 @@ class Endpoint:
         # Of a cluster; elsewhere it means nothing.
         self._slot = 0
         self._pools = self._memory_pools() if self.memory else self._network_pools(place.plain)
+        guide = self._guide
+        self._switches = (
+            Switches(guide, lambda address: _make(self._pools[0], _at(address) | guide.options))
+            if isinstance(guide, Sentinels)
+            else None
+        )
 
     def __repr__(self) -> str:
         """Name the place, never the password."""
@@ -188,7 +206,7 @@ class Endpoint:
         """Connect to a server that was found, and look whether it is the right one."""
         connection = self._opened(self._pools[0], _at(address), timeout)
         try:
-            self._note(address, _greet(connection))
+            self._note(address, _greet(connection), connection)
         except CLIENT_ERRORS as error:
             connection.disconnect()
             raise self.translate(error, sent=False) from error
@@ -200,7 +218,7 @@ class Endpoint:
     async def _aenter(self, address: Address) -> Any:
         connection = await self._aopened(self._pools[1], _at(address))
         try:
-            self._note(address, await _agreet(connection))
+            self._note(address, await _agreet(connection), connection)
         except CLIENT_ERRORS as error:
             await connection.disconnect(nowait=True)
             raise self.translate(error, sent=False) from error
@@ -209,10 +227,12 @@ class Endpoint:
             raise
         return connection
 
-    def _note(self, address: Address, hello: Hello) -> None:
-        """Look whether a server is the right one, and how it publishes."""
+    def _note(self, address: Address, hello: Hello, connection: Any) -> None:
+        """Look whether a server is the right one and stays so, and how it publishes."""
         if self._guide is not None:
             self._guide.check(address, hello)
+        if self._switches is not None:
+            self._switches.watch(connection, address)
         version = hello.get(b"version", b"").split(b".")[0]
         self.sharded = self.clustered and version.isdigit() and int(version) >= _SHARDED_SINCE
 
