@@ -1,4 +1,4 @@
-"""Real Redis servers for the tests: free loopback ports, short temporary folders.
+"""Real Redis servers for the tests: loopback ports of their own, short temporary folders.
 
 Nothing is left behind. A guard process waits for this one to end, however it ends, then
 kills every server that still runs and removes the folder that holds them all.
@@ -7,6 +7,7 @@ kills every server that still runs and removes the folder that holds them all.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import importlib.util
 import os
@@ -88,12 +89,44 @@ def default_binary() -> Path:
 
 
 def free_port() -> int:
-    """Return a port that is free, as is the cluster bus port that goes with it."""
-    for port in random.sample(PORTS, k=200):
-        if _is_free(port) and _is_free(port + BUS_OFFSET):
+    """Return a port that is free, as is the cluster bus port that goes with it.
+
+    It is this process's until that ends: no other process that runs tests picks it, not
+    even while the server that had it is down.
+    """
+    for port in random.sample(PORTS, k=1000):
+        if _is_free(port) and _is_free(port + BUS_OFFSET) and _reserve(port):
             return port
     msg = f"no free port between {PORTS.start} and {PORTS.stop}"
     raise ServerError(msg)
+
+
+_reserved: set[int] = set()
+
+
+def _reserve(port: int) -> bool:
+    """Lock the byte of this number in a file that all have in common."""
+    if port in _reserved:
+        return False
+    try:
+        fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    _reserved.add(port)
+    return True
+
+
+def _let_go(port: int) -> None:
+    if port in _reserved:
+        fcntl.lockf(_reservations(), fcntl.LOCK_UN, 1, port)
+        _reserved.remove(port)
+
+
+@functools.cache
+def _reservations() -> int:
+    # Never closed: that would end all locks of this process.
+    file = Path(tempfile.gettempdir(), f"taskq-tests-{os.getuid()}.ports")
+    return os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _is_free(port: int) -> bool:
@@ -223,8 +256,9 @@ class Server:
         os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """Stop it for good and remove its folder."""
+        """Stop it for good, remove its folder and let go of its port."""
         self.stop()
+        _let_go(self.port)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def is_ready(self) -> bool:
