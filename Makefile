@@ -27,11 +27,14 @@ setup: $(VENV)/.dev ## Make .venv with everything for working on taskq (done by 
 demo: $(VENV)/.embedded ## Run the example project, with a Redis of its own
 	@TASKQ_URL=embedded:// TASKQ_STATE_DIR="$(DEMO_STATE)" $(BIN)/python -m example_project
 
+# Tests wait more than they compute. One after the other: ARGS="-n 0".
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(VENV)/.dev ## Run the tests, but for those marked slow (ARGS=…)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.dev ## Run all tests (ARGS=…)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 MINUTES := 30
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,12 +40,46 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
         stash[_LEFT_OUT] = stash.get(_LEFT_OUT, 0) + len(slow)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # One process of several: each chooses from all tests, the one that started them tells.
+    if output := getattr(session.config, "workeroutput", None):
+        output["left_out"] = session.config.stash.get(_LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Nothing is left out in silence."""
     if count := config.stash.get(_LEFT_OUT, 0):
         terminalreporter.write_line(f"{count} slow tests were left out: make test-all runs them")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let what is marked `alone` wait until the other processes of this run stand still."""
+    with contextlib.ExitStack() as locks:
+        if hasattr(item.config, "workerinput"):
+            # What they have in common; pytest removes it in time.
+            folder = Path(item.config.option.basetemp).parent
+            alone = item.get_closest_marker("alone") is not None
+            # Whoever waits for the second keeps the first, so that nobody overtakes it.
+            with _lock(folder / "next", fcntl.LOCK_EX):
+                locks.enter_context(
+                    _lock(folder / "now", fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+                )
+        return (yield)
+
+
+@contextlib.contextmanager
+def _lock(path: Path, kind: int) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, kind)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,11 @@ _LOOK_SECONDS = 0.01
 _never = threading.Event()
 
 
-def until(condition: Callable[[], T], seconds: float = 5.0) -> T:
-    """Return the first true value of `condition()`; fail where none comes in time."""
+def until(condition: Callable[[], T], seconds: float = 12.0) -> T:
+    """Return the first true value of `condition()`; fail where none comes in time.
+
+    The usual time is less than the 15 s after which leases end and looks come unasked.
+    """
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:

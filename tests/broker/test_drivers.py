@@ -131,13 +131,13 @@ class TestAway:
     def test_an_attempt_that_used_up_the_deadline_is_the_last(
         self, kind: type[Driver], open_driver: OpenDriver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(connection, "SOCKET_TIMEOUT", 0.6)
+        monkeypatch.setattr(connection, "SOCKET_TIMEOUT", 2.0)
         with socket.create_server((HOST, 0)) as silent:
             driver = open_driver(kind, f"redis://{HOST}:{silent.getsockname()[1]}", 0.3)
             began = clock.monotonic()
             with pytest.raises(Interrupted):
                 driver.call("PING")
-            assert clock.monotonic() - began < 1.1
+            assert clock.monotonic() - began < 3.9
 
 
 class TestCutLine:
@@ -417,7 +417,7 @@ async def step() -> None:
     await turn
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Return once `condition` is true; fail if that takes too long."""
     deadline = clock.monotonic() + seconds
     while not condition():

@@ -81,7 +81,7 @@ class Running:
     def log(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
-    def says(self, text: str, seconds: float = 15) -> str:
+    def says(self, text: str, seconds: float = 60) -> str:
         """Wait until its output holds `text`; return all of it."""
 
         def said() -> bool:
@@ -102,7 +102,7 @@ class Running:
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def ends(self, seconds: float = 15) -> int:
+    def ends(self, seconds: float = 60) -> int:
         """Wait for its end; return the exit code."""
         return self.process.wait(seconds)
 
@@ -139,7 +139,7 @@ class Shell:
         return path
 
     def type(
-        self, *words: str, seconds: float = 20, **variables: str
+        self, *words: str, seconds: float = 60, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Run `taskq …` to its end."""
         return subprocess.run(

@@ -116,6 +116,7 @@ def started(folder: Path, what: str = "started") -> list[str]:
     return sorted(path.name for path in folder.glob(f"{what}-*"))
 
 
+@pytest.mark.alone
 def test_a_task_that_segfaults_is_given_up_and_its_neighbours_are_not_charged(
     shell: Any, app: Any, tmp_path: Path, stopwatch: Any
 ) -> None:
@@ -149,8 +150,8 @@ def test_many_that_ran_when_a_child_was_killed_run_again_at_once(
     for child in worker.children():
         os.kill(child, signal.SIGKILL)
     began = stopwatch()
-    until(lambda: len(started(tmp_path)) == 16, 8)
-    assert stopwatch() - began < 4
+    until(lambda: len(started(tmp_path)) == 16)
+    assert stopwatch() - began < 10
     (tmp_path / "go").touch()
     assert taskq.gather(results, timeout=5) == [[1, 2]] * 8
     assert worker.stop() == 0
@@ -228,7 +229,7 @@ def test_a_task_past_its_hard_limit_fails_and_its_neighbours_run_at_once(
     began = stopwatch()
     result = app.send_task("proj.read_for_ever", (str(tmp_path),))
     error = result.exception(timeout=10)
-    assert stopwatch() - began < 3
+    assert stopwatch() - began < 8
     assert isinstance(error, HardTimeLimitExceeded)
     assert "hard_timeout of 0.6 s" in str(error)
     until(lambda: len(started(tmp_path)) == 2)

@@ -36,8 +36,8 @@ def test_a_killed_child_is_replaced_and_its_messages_run_again(
     (child,) = worker.children()
     os.kill(child, signal.SIGKILL)
     killed = stopwatch()
-    until(lambda: len(started(tmp_path)) == 4, 4)
-    assert stopwatch() - killed < 3
+    until(lambda: len(started(tmp_path)) == 4)
+    assert stopwatch() - killed < 10
     (tmp_path / "go").touch()
     assert taskq.gather(results, timeout=5) == [[1, 2], [1, 2]]
     assert "SIGKILL" in worker.log
@@ -50,7 +50,7 @@ def test_neighbours_of_a_killed_child_go_on(shell: Any, app: Any, tmp_path: Path
     until(lambda: len(started(tmp_path)) == 2)
     victim = worker.children()[0]
     os.kill(victim, signal.SIGKILL)
-    until(lambda: len(started(tmp_path)) == 3, 4)
+    until(lambda: len(started(tmp_path)) == 3)
     (tmp_path / "go").touch()
     assert sorted(taskq.gather(results, timeout=5)) == [[1, 1], [1, 2]]
     assert worker.stop() == 0
@@ -68,9 +68,9 @@ def test_children_do_not_outlive_their_supervisor(
     children = first.children()
     first.send(signal.SIGKILL)
     killed = stopwatch()
-    until(lambda: not any(map(is_alive, children)), 3)
-    until(lambda: len(started(tmp_path)) == 4, 6)
-    assert stopwatch() - killed < 6
+    until(lambda: not any(map(is_alive, children)))
+    until(lambda: len(started(tmp_path)) == 4)
+    assert stopwatch() - killed < 15
     (tmp_path / "go").touch()
     assert taskq.gather(results, timeout=5) == [[1, 2], [1, 2]]
     assert second.stop() == 0

@@ -42,9 +42,10 @@ def test_sigquit_hands_back_at_once(shell: Any, app: Any, tmp_path: Path, stopwa
     second = shell.worker("proj", "-p", "1")
     since = stopwatch()
     first.send(signal.SIGQUIT)
-    until(lambda: len(started(tmp_path)) == 4, 2)
-    assert first.ends(8) == 0
-    assert stopwatch() - since < 8
+    until(lambda: len(started(tmp_path)) == 4)
+    assert first.ends() == 0
+    # Those that drain have 25.
+    assert stopwatch() - since < 20
     (tmp_path / "go").touch()
     assert taskq.gather(results, timeout=5) == [[1, 2], [1, 2]]
     assert second.stop() == 0
@@ -57,7 +58,7 @@ def test_sigquit_hurries_a_drain(shell: Any, app: Any, tmp_path: Path) -> None:
     first.send(signal.SIGTERM)
     first.says("stopping: waiting")
     first.send(signal.SIGQUIT)
-    assert first.ends(8) == 0
+    assert first.ends() == 0
     assert result.snapshot().status is taskq.State.QUEUED
     assert result.snapshot().attempt == 0
 
@@ -181,7 +182,7 @@ def test_a_stop_in_the_midst_of_a_restart_ends_all(shell: Any, app: Any, tmp_pat
     worker.send(signal.SIGHUP)
     worker.says("restarting 2 children")
     worker.send(signal.SIGQUIT)
-    assert worker.ends(8) == 0
+    assert worker.ends() == 0
     assert worker.children() == []
     assert held.snapshot().status is taskq.State.QUEUED
 
@@ -272,7 +273,7 @@ def test_the_first_process_of_a_container_reaps_and_obeys(
     worker.says("by SIGKILL")
     assert app.send_task("proj.add", (2, 3)).get(timeout=8) == 5
     os.kill(supervisor, number)
-    assert worker.ends(10) == 0
+    assert worker.ends() == 0
     worker.says("stopped")
 
 
@@ -329,7 +330,7 @@ def test_a_child_too_busy_for_its_pipe_ends_by_the_kernel(
     (child,) = worker.children()
     let_pass(0.2)
     worker.send(signal.SIGKILL)
-    until(lambda: not is_alive(child), 3)
+    until(lambda: not is_alive(child))
 
 
 def test_a_child_whose_supervisor_goes_while_it_loads_ends(shell: Any) -> None:

@@ -32,7 +32,7 @@ def test_a_signal_drains_and_the_end_is_good(
     let_pass(0.3)
     assert worker.process.poll() is None
     (tmp_path / "go").touch()
-    assert worker.ends(5) == 0
+    assert worker.ends() == 0
     assert taskq.gather(running, timeout=5) == [[1, 1], [1, 1]]
     assert waiting.status is State.QUEUED
     assert worker.children() == []
@@ -46,8 +46,8 @@ def test_what_does_not_end_in_time_is_handed_back_uncounted(
     until(lambda: started(tmp_path))
     second = shell.worker("proj", "-p", "1")
     first.send(signal.SIGTERM)
-    until(lambda: len(started(tmp_path)) == 2, 3)
-    assert first.ends(10) == 0
+    until(lambda: len(started(tmp_path)) == 2)
+    assert first.ends() == 0
     (tmp_path / "go").touch()
     assert result.get(timeout=5) == [1, 2]
     assert second.stop() == 0
@@ -64,9 +64,10 @@ def test_a_second_signal_hands_back_at_once(
     first.says("stopping")
     first.send(signal.SIGTERM)
     since = stopwatch()
-    until(lambda: len(started(tmp_path)) == 2, 1)
-    assert first.ends(8) == 0
-    assert stopwatch() - since < 8
+    until(lambda: len(started(tmp_path)) == 2)
+    assert first.ends() == 0
+    # Those that drain have 25.
+    assert stopwatch() - since < 20
     (tmp_path / "go").touch()
     assert result.get(timeout=5) == [1, 2]
     assert second.stop() == 0
@@ -88,7 +89,7 @@ def test_burst_ends_when_all_is_done(shell: Any, app: Any) -> None:
 
 def test_burst_on_nothing_ends_soon(shell: Any, stopwatch: Any) -> None:
     assert shell.type("worker", "proj", "-p", "2", "--burst").returncode == 0
-    assert stopwatch() < 8
+    assert stopwatch() < 20
 
 
 def test_reload_brings_the_new_code(shell: Any, app: Any) -> None:

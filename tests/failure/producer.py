@@ -75,7 +75,7 @@ def outlive_a_master(scene: Scene, held: Result[Any]) -> None:
     with Producer(scene) as producer:
         with scene.during("the master was killed"):
             scene.topology.kill_primary()
-        until(producer.more(), 5)
+        until(producer.more(), 30)
         assert not producer.errors
     scene.go()
     expected = survivors(scene, producer.accepted)

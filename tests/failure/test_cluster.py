@@ -91,7 +91,7 @@ def test_nothing_is_lost_when_an_operator_moves_a_master(scene: Scene) -> None:
         for _ in range(2):
             scene.topology.fleet.fail_over(scene.base())
             scene.topology.fleet.settle()
-            until(producer.more(), 5)
+            until(producer.more(), 30)
             assert not producer.errors
     check_after(scene, producer.accepted)
 

@@ -203,6 +203,7 @@ def test_a_slow_network_only_makes_it_slower(new_scene: Any) -> None:
 
 
 @pytest.mark.parametrize("driver", list(DRIVERS))
+@pytest.mark.alone
 def test_a_future_resolves_though_its_line_dies_before_each_publish(
     new_scene: Any, driver: str
 ) -> None:
@@ -242,6 +243,7 @@ def test_futures_resolve_though_what_is_published_is_never_heard(new_scene: Any)
         assert time.monotonic() - since < 7
 
 
+@pytest.mark.alone
 def test_what_is_published_while_a_line_is_made_anew_is_read_at_once(new_scene: Any) -> None:
     """G9: the outcome comes after the read that follows the break, before the new line listens."""
     scene = new_scene(proxied=True)
@@ -272,6 +274,7 @@ def _hold_up(request: Request, reread: threading.Event, scene: Scene, client: An
 
 
 @pytest.mark.parametrize("driver", list(DRIVERS))
+@pytest.mark.alone
 def test_a_line_that_is_closed_under_its_reader_is_made_anew(scene: Scene, driver: str) -> None:
     """redis-py closes a broken connection in whatever thread sends on it."""
     scene.worker("-p", "1", "-t", "1")

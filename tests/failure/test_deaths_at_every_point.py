@@ -87,7 +87,7 @@ def test_a_supervisor_that_dies_around_a_call_is_survived(
     until(lambda: len(scene.started()) == 2)
     scene.worker("-p", "1", "-t", "2")
     scene.arm()
-    assert doomed.ends(30) == -signal.SIGKILL
+    assert doomed.ends() == -signal.SIGKILL
     until(lambda: len(scene.started()) == 4, 20)
     scene.go()
     check_after(scene, expected)
@@ -105,7 +105,7 @@ def test_a_supervisor_that_dies_while_it_takes_back_from_a_dead_child_is_survive
     os.kill(child, signal.SIGSTOP)  # so that the kill is the next thing that is seen
     scene.arm()
     scene.kill(child)
-    assert doomed.ends(30) == -signal.SIGKILL
+    assert doomed.ends() == -signal.SIGKILL
     until(lambda: len(scene.started()) == 4, 20)
     scene.go()
     check_after(scene, expected)

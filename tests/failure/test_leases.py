@@ -19,6 +19,7 @@ from tests.failure.scene import LEASE, Scene, wait_for_children
 TICK = LEASE / 3
 
 
+@pytest.mark.alone
 def test_the_messages_of_a_killed_child_run_again_soon(scene: Scene) -> None:
     """They are suspects now: each waits for a process of one slot, which has to start."""
     worker = scene.worker("-p", "2", "-t", "4")
@@ -45,6 +46,7 @@ def test_the_messages_of_a_killed_child_run_again_soon(scene: Scene) -> None:
     check_after(scene, expected)
 
 
+@pytest.mark.alone
 def test_the_messages_of_a_lost_host_run_on_another_worker_in_time(scene: Scene) -> None:
     """F1: supervisor and children die together."""
     doomed = scene.worker("-p", "2", "-t", "2")

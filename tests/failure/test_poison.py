@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
+
 import taskq
 from taskq import HardTimeLimitExceeded, WorkerCrashed
 from tests.eventually import until
@@ -12,6 +14,7 @@ from tests.failure.books import check_after, is_alive
 from tests.failure.scene import Scene
 
 
+@pytest.mark.alone
 def test_a_segfault_under_load_is_given_up_soon_and_costs_nobody_else_anything(
     scene: Scene,
 ) -> None:
@@ -44,6 +47,6 @@ def test_what_a_condemned_task_has_started_dies_with_it(scene: Scene) -> None:
     pids = [int(pid) for pid in until(lambda: mark.exists() and mark.read_text().split(), 10)]
     assert len(pids) == 40
     assert isinstance(result.exception(timeout=15), HardTimeLimitExceeded)
-    until(lambda: not any(map(is_alive, pids)), 5)
+    until(lambda: not any(map(is_alive, pids)))
     scene.note("hard limit")
     check_after(scene, {scene.send("note", 1): 1})

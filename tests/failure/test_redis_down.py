@@ -37,6 +37,7 @@ class Away:
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("end", ["kill", "stop", "pause"])
+@pytest.mark.alone
 def test_after_ten_seconds_away_the_first_message_ends_within_three(scene: Scene, end: str) -> None:
     """F13: what ended meanwhile is told, what waited is run, futures resolve."""
     scene.worker("-p", "2", "-t", "2")
@@ -256,6 +257,7 @@ def _numbers(count: int) -> list[tuple[int]]:
 
 @pytest.mark.parametrize("timeout", [0, 1])
 @pytest.mark.parametrize("way", ["get", "gather", "aget"])
+@pytest.mark.alone
 def test_a_wait_is_over_in_time_though_redis_says_nothing(
     scene: Scene, way: str, timeout: float
 ) -> None:

@@ -47,7 +47,7 @@ def test_all_go_on_when_an_operator_moves_the_master(scene: Scene) -> None:
             scene.topology.fleet.fail_over()
             until(lambda: known_to_the_master(scene, scene.send("note", "after")), 6)
             until(lambda: scene.topology.fleet.replicas(scene.topology.primary) == 2, 20)
-        until(producer.more(), 5)
+        until(producer.more(), 30)
         assert not producer.errors
     check_after(scene, survivors(scene, producer.accepted, most_lost=100_000))
 
@@ -60,13 +60,13 @@ def test_all_go_on_when_all_sentinels_were_away(scene: Scene) -> None:
     with Producer(scene) as producer:
         for one in sentinels:
             one.kill()
-        until(producer.more(), 5)
+        until(producer.more(), 30)
         with scene.topology.fleet.servers[0].client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "normal")
         scene.note("lines were cut, and no sentinel tells of the master")
         let_pass(3)
         for one in sentinels:
             one.start()
-        until(producer.more(), 5)
+        until(producer.more(), 30)
         assert not producer.errors
     check_after(scene, producer.accepted)

@@ -295,7 +295,7 @@ class TestInherited:
             return app.send_task("child", countdown=60).id
 
         with running_worker(app):
-            child = app.result(parent.options(deadline=0.5).delay().get(timeout=5))
+            child = app.result(parent.options(deadline=2).delay().get(timeout=5))
             assert child.status is State.SCHEDULED
             assert isinstance(child.exception(timeout=5), Expired)
         assert not ran.is_set()

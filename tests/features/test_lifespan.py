@@ -182,7 +182,7 @@ def test_one_that_fails_leaves_no_thread_behind(doomed: TaskQ) -> None:
     before = set(threading.enumerate())
     with pytest.raises(RuntimeError, match="no database"), running_worker(doomed):
         pytest.fail("the worker serves")
-    until(lambda: set(threading.enumerate()) <= before, 1)
+    until(lambda: set(threading.enumerate()) <= before)
 
 
 @pytest.mark.parametrize("kind", ["blocking", "awaited"])

@@ -92,18 +92,19 @@ def test_one_priority_is_served_in_order(shop: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["countdown", "timedelta", "eta"])
+@pytest.mark.alone
 def test_a_message_can_wait_for_its_time(shop: Any, how: str) -> None:
     asked = time.time()
     given: dict[str, Any] = {
-        "countdown": {"countdown": 0.4},
-        "timedelta": {"countdown": dt.timedelta(seconds=0.4)},
-        "eta": {"eta": in_seconds(0.4)},
+        "countdown": {"countdown": 0.8},
+        "timedelta": {"countdown": dt.timedelta(seconds=0.8)},
+        "eta": {"eta": in_seconds(0.8)},
     }[how]
     result = shop.at.options(**given).delay()
     assert result.status is State.SCHEDULED
     with running_worker(shop.app):
         ran_after = result.get(timeout=5) - asked
-    assert 0.39 <= ran_after < 0.9
+    assert 0.79 <= ran_after < 1.6
 
 
 def test_an_eta_that_is_past_runs_at_once(shop: Any) -> None:
@@ -130,6 +131,7 @@ def test_what_is_due_sooner_overtakes_what_was_sent_before(shop: Any) -> None:
     assert shop.order == ["soon", "late"]
 
 
+@pytest.mark.alone
 def test_a_retry_is_not_late_because_another_worker_watches_for_a_later_time(app: TaskQ) -> None:
     """One worker watches for the next due time; a nearer one must reach it, or another."""
     runs: list[float] = []
@@ -153,12 +155,12 @@ def test_a_retry_is_not_late_because_another_worker_watches_for_a_later_time(app
 
 
 def test_an_expired_message_resolves_though_no_worker_lives(shop: Any) -> None:
-    result = shop.note.options(expires=0.3).delay(1)
+    result = shop.note.options(expires=1).delay(1)
     assert result.status is State.QUEUED
     started = time.monotonic()
     with pytest.raises(Expired):
         result.get(timeout=5)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
     assert result.status is State.EXPIRED
     assert result.failed()
 
@@ -304,7 +306,7 @@ def test_nobody_waits_for_what_is_not_stored(shop: Any) -> None:
         result.get(timeout=5)
     with pytest.raises(ResultNotStored):
         taskq.gather([result], timeout=5)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4
     with running_worker(shop.app):
         until(result.ready)
     assert shop.order == ["quiet"]

@@ -117,7 +117,7 @@ def test_a_timeout_leaves_the_message_running(shop: Any) -> None:
     asked = time.monotonic()
     with pytest.raises(ResultTimeout, match=result.id) as caught:
         result.get(timeout=0.2)
-    assert 0.19 < time.monotonic() - asked < 1
+    assert 0.19 < time.monotonic() - asked < 5
     assert isinstance(caught.value, TimeoutError)
     assert result.status is State.RUNNING
     with pytest.raises(ResultTimeout):
@@ -242,7 +242,7 @@ def test_many_threads_may_wait_for_one_message(shop: Any) -> None:
 def test_a_snapshot_tells_a_messages_life(shop: Any) -> None:
     gate = shop.gate("snap")
     before = dt.datetime.now(dt.UTC)
-    result = shop.hold.options(countdown=0.3, queue="mail").delay("snap")
+    result = shop.hold.options(countdown=1.0, queue="mail").delay("snap")
     waiting = result.snapshot()
     assert isinstance(waiting, Snapshot)
     assert (waiting.id, waiting.task, waiting.queue) == (result.id, "hold", "mail")

@@ -50,6 +50,7 @@ def all_asleep(app: TaskQ) -> None:
     let_pass(0.2)
 
 
+@pytest.mark.alone
 class TestOnTime:
     def test_an_earlier_one_while_every_worker_sleeps_until_a_later_one(
         self, app: TaskQ, now: Any
@@ -74,8 +75,8 @@ class TestOnTime:
 
     def test_one_that_is_put_off_does_not_hold_up_the_next(self, app: TaskQ, now: Any) -> None:
         with running_worker(app, threads=1), running_worker(app, threads=1):
-            first = now.options(countdown=0.4).delay()
-            due = time.time() + 0.6
+            first = now.options(countdown=1.0).delay()
+            due = time.time() + 1.2
             second = now.options(eta=at(due)).delay()
             all_asleep(app)
             assert first.reschedule(countdown=3600) is Rescheduling.MOVED
@@ -188,6 +189,7 @@ def calls_of(server: Server, *names: str) -> int:
     return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in names)
 
 
+@pytest.mark.alone
 def test_one_worker_wakes_for_what_falls_due(new_redis_app: Any) -> None:
     """Each of many that slept through it would have claimed: EVALSHA is what that costs."""
     with Server() as server, contextlib.ExitStack() as stack:

@@ -195,6 +195,7 @@ def test_queue_runs_each_tick_after_the_one_before(shop: Shop) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_what_waits_is_fired_as_soon_as_the_message_before_is_over(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

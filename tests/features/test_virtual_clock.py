@@ -41,7 +41,7 @@ def test_a_delayed_call_runs_when_its_time_has_come(app: TaskQ) -> None:
         began = time.monotonic()
         clock.advance("61s")
         assert ran == ["tea"]
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 30
         assert result.get(timeout=5) == "tea"
 
 

@@ -126,6 +126,7 @@ def test_an_outcome_that_is_ready_is_not_thrown_away_at_the_end(new_app: Any) ->
     assert runs == [1]
 
 
+@pytest.mark.alone
 def test_who_drains_does_not_take_the_ring_that_is_meant_for_others(
     new_app: Any, redis_url: str
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_worker_closes_what_its_tasks_opened(new_app: Any, redis_url: str) -> 
     assert [str(one.message) for one in caught] == []
 
 
+@pytest.mark.alone
 def test_an_app_closes_at_once(new_app: Any, redis_url: str) -> None:
     """Who leaves a `with app:` does not wait for a reader that waits for nothing."""
     app = new_app(url=redis_url)
@@ -222,7 +224,7 @@ def test_an_app_closes_at_once(new_app: Any, redis_url: str) -> None:
         started = time.monotonic()
         app.close()
         asyncio.run(app.aclose())
-        assert time.monotonic() - started < 0.3
+        assert time.monotonic() - started < 0.8
         assert work.delay().get(timeout=5) == "done"
 
 

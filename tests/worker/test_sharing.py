@@ -138,7 +138,7 @@ def test_a_worker_of_two_kinds_of_slot_uses_both(app: TaskQ) -> None:
     with running_worker(app, threads=2, coroutines=2):
         held = [hold.delay() for _ in range(5)]
         started = time.monotonic()
-        assert [quick.delay().get(timeout=5) for _ in range(5)] == ["ran"] * 5
-        assert time.monotonic() - started < 1
+        assert [quick.delay().get(timeout=15) for _ in range(5)] == ["ran"] * 5
+        assert time.monotonic() - started < 15
         gate.set()
         taskq.gather(held, timeout=5)
