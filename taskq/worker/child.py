@@ -110,6 +110,7 @@ class Child:
             engine.exchange.after_turn = self._chained(
                 engine.exchange.after_turn, self._count_ended
             )
+        engine.insist()
         engine.prepare()
         return engine
 

@@ -138,6 +138,10 @@ class Engine:
         self._attention.set()
         self._tender.start()
 
+    def insist(self) -> None:
+        """See to it that no interrupt is lost, in a process of our own."""
+        self._threads.insist()
+
     def hear(self) -> None:
         """Ask soon what is to be cancelled."""
         self.exchange.hear()

@@ -81,6 +81,18 @@ def obedient():
         PAUSE.wait(0.01)
 
 
+class Slow:
+    def __del__(self):
+        PAUSE.wait(0.6)
+
+
+@app.task(timeout=0.2, hard_timeout=40)
+def drop():
+    Slow()
+    while True:
+        PAUSE.wait(0.01)
+
+
 @app.task(hard_timeout=0.8)
 def just_in_time():
     PAUSE.wait(1.0)
@@ -286,6 +298,16 @@ def test_a_child_that_uses_much_memory_is_replaced_after_its_work(
     (tmp_path / "go").touch()
     assert result.get(timeout=5) == [1, 1]
     worker.stop()
+
+
+def test_a_limit_that_meets_a_destructor_is_told_after_it(shell: Any, app: Any) -> None:
+    """Python lets no exception out of one."""
+    worker = shell.worker("proj", "-p", "1", "-t", "1")
+    error = app.send_task("proj.drop").exception(timeout=30)
+    assert isinstance(error, SoftTimeLimitExceeded)
+    assert "Exception ignored" not in worker.log
+    assert app.send_task("proj.add", (1, 1)).get(timeout=10) == 2
+    assert worker.stop() == 0
 
 
 def test_a_child_that_ran_its_share_is_replaced_without_a_pause(

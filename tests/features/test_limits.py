@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import gc
 import os
 import sys
 import threading
@@ -311,10 +312,15 @@ def _no_alarm_is_left() -> Iterator[None]:
 @pytest.fixture
 def _restless() -> Iterator[None]:
     """Let threads change places as often as Python can."""
+    # A destructor swallows what is raised in it: what other tests have left must not be
+    # collected in a slot's thread.
+    gc.collect()
+    gc.disable()
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
     sys.setswitchinterval(before)
+    gc.enable()
 
 
 class Stop(BaseException):

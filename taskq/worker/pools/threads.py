@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from taskq.worker.outbox import Outbox
 log = logging.getLogger("taskq.worker")
 
 _DEAF_SECONDS = 0.3
+# After which what Python tells of a destructor has been told, and its thread is in the task again.
+_AGAIN_SECONDS = 0.01
 
 
 _raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
@@ -41,6 +44,8 @@ class ThreadSlot:
     def __init__(self, work: Callable[[ThreadSlot], None], name: str) -> None:
         self.current: Delivery | None = None
         self.touched = False
+        # What it was interrupted with last.
+        self.raised: type[BaseException] | None = None
         self.thread = threading.Thread(target=work, args=(self,), name=name, daemon=True)
         self._lock = threading.Lock()
 
@@ -55,6 +60,7 @@ class ThreadSlot:
             if self.current is not delivery:
                 self.touched = touched
                 return False
+            self.raised = exception
             _raise_in_thread(self.thread.ident or 0, exception)
             return True
 
@@ -111,6 +117,19 @@ class ThreadPool:
                 return slot.interrupt(current, exception)
         return False
 
+    def insist(self) -> None:
+        """Interrupt again where an interrupt met a destructor, out of which Python lets none.
+
+        For a process of our own: what Python tells of it is told to all.
+        """
+        before = sys.unraisablehook
+
+        def told(lost: sys.UnraisableHookArgs) -> None:
+            if not self._again(lost.exc_type):
+                before(lost)
+
+        sys.unraisablehook = told
+
     def put(self, deliveries: Sequence[Delivery], quick: int) -> None:
         """Take claimed messages, of which so many are quick; wake threads for them.
 
@@ -157,6 +176,17 @@ class ThreadPool:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - clock.monotonic()))
         return not any(thread.is_alive() for thread in threads)
+
+    def _again(self, lost: type[BaseException]) -> bool:
+        """Interrupt this thread again, from another one, if it is a slot that lost this."""
+        for slot in self._slots:
+            delivery = slot.current
+            if slot.thread is threading.current_thread() and delivery and slot.raised is lost:
+                again = threading.Timer(_AGAIN_SECONDS, slot.interrupt, (delivery, lost))
+                again.daemon = True
+                again.start()
+                return True
+        return False
 
     def _wake(self, most: int) -> None:
         with self._lock:
