@@ -51,11 +51,12 @@ class AsyncLine:
 
     async def send(self, *arguments: Any) -> None:
         """Send one command, the reply to which must be received before the next."""
-        connection = self._connection
+        cancelled, connection = _cancelled(), self._connection
         if connection is None:
             connection = await self._connect()
         try:
             await connection.send_command(*arguments, check_health=False)
+            _obey(cancelled)
         except CLIENT_ERRORS as error:
             await self.close()
             raise self.endpoint.translate(error, sent=True) from error
@@ -65,8 +66,10 @@ class AsyncLine:
 
     async def receive(self) -> Any:
         """Return the next reply."""
+        cancelled = _cancelled()
         try:
-            return await self._connection.read_response()
+            reply = await self._connection.read_response()
+            _obey(cancelled)
         except ResponseError as error:
             raise await self._refused(error) from error
         except CLIENT_ERRORS as error:
@@ -76,6 +79,7 @@ class AsyncLine:
             # Cancelled before its reply: the next caller would read that one.
             await self.close()
             raise
+        return reply
 
     async def run(self, command: Command[T]) -> T:
         """Run a script call, loading the script where Redis does not have it."""
@@ -249,3 +253,18 @@ async def _stream(
         # The reply to a later command may still come.
         await line.close()
         raise
+
+
+def _cancelled() -> int:
+    """Return how often this task was told to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
+
+
+def _obey(before: int) -> None:
+    """Raise a cancellation that came since and was not raised.
+
+    The client uses `asyncio.wait_for`, which swallows some in Python 3.11: a wait would go on.
+    """
+    if _cancelled() > before:
+        raise asyncio.CancelledError

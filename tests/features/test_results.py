@@ -394,6 +394,24 @@ def test_a_worker_that_starts_on_a_backlog_raises_no_false_alarm(
     assert [record.getMessage() for record in caplog.records] == []
 
 
+def test_a_wait_ends_at_whatever_step_it_is_cancelled(shop: Any, awaited: Any) -> None:
+    """`asyncio.wait_for` of Python 3.11, which the client uses, can swallow a cancellation."""
+    result = shop.add.options(countdown=3600).delay(1, 2)
+
+    async def story() -> None:
+        with pytest.raises(ResultTimeout):  # from here on it is subscribed, and asks at once
+            await result.aget(timeout=0.3)
+        for steps in range(20):
+            wait = asyncio.ensure_future(result.aget())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            wait.cancel()
+            await asyncio.wait([wait], timeout=10)
+            assert wait.cancelled()
+
+    awaited(story(), shop.app)
+
+
 def test_a_wait_that_is_cancelled_leaves_nothing_behind(shop: Any, awaited: Any) -> None:
     async def story() -> str:
         gate = shop.gate("cancelled")
