@@ -145,11 +145,11 @@ def test_a_task_that_segfaults_is_given_up_and_its_neighbours_are_not_charged(
     # The neighbours were interrupted by the first crash alone: then it ran by itself.
     assert len(started(tmp_path)) == 4
     (tmp_path / "go").touch()
-    assert taskq.gather(neighbours, timeout=5) == [[1, 2], [1, 2]]
+    assert taskq.gather(neighbours, timeout=14) == [[1, 2], [1, 2]]
     assert culprit.snapshot().note is not None
     assert culprit.status is State.FAILED
     assert "Current thread" in worker.log
-    assert app.send_task("proj.add", (1, 1)).get(timeout=5) == 2
+    assert app.send_task("proj.add", (1, 1)).get(timeout=14) == 2
     assert worker.stop() == 0
 
 
@@ -165,7 +165,7 @@ def test_many_that_ran_when_a_child_was_killed_run_again_at_once(
     until(lambda: len(started(tmp_path)) == 16)
     assert stopwatch() - began < 10
     (tmp_path / "go").touch()
-    assert taskq.gather(results, timeout=5) == [[1, 2]] * 8
+    assert taskq.gather(results, timeout=14) == [[1, 2]] * 8
     assert worker.stop() == 0
 
 
@@ -182,13 +182,13 @@ def test_whoever_ends_its_process_without_a_trace_is_found_by_running_alone(
     assert words in str(error)
     until(lambda: len(started(tmp_path)) == 4)
     (tmp_path / "go").touch()
-    assert taskq.gather(neighbours, timeout=5) == [[1, 2], [1, 2]]
+    assert taskq.gather(neighbours, timeout=14) == [[1, 2], [1, 2]]
     assert worker.stop() == 0
 
 
 def test_a_task_may_have_a_budget_of_its_own(shell: Any, app: Any) -> None:
     worker = shell.worker("proj", "-p", "1", "-t", "1")
-    error = app.send_task("proj.leave_once", (3,)).exception(timeout=10)
+    error = app.send_task("proj.leave_once", (3,)).exception(timeout=14)
     assert isinstance(error, WorkerCrashed)
     assert "once; the last one ended with exit code 3" in str(error)
     assert worker.stop() == 0
@@ -197,7 +197,7 @@ def test_a_task_may_have_a_budget_of_its_own(shell: Any, app: Any) -> None:
 def test_an_app_may_have_another_budget(shell: Any, app: Any) -> None:
     worker = shell.worker("proj", "-p", "1", "-t", "1", TASKQ_MAX_CRASHES="2")
     result = app.send_task("proj.leave", (0,))
-    error = result.exception(timeout=10)
+    error = result.exception(timeout=14)
     assert "2 times; the last one ended with exit code 0" in str(error)
     assert result.snapshot().delivery == 2
     assert worker.stop() == 0
@@ -240,29 +240,29 @@ def test_a_task_past_its_hard_limit_fails_and_its_neighbours_run_at_once(
     until(lambda: len(started(tmp_path)) == 1)
     began = stopwatch()
     result = app.send_task("proj.read_for_ever", (str(tmp_path),))
-    error = result.exception(timeout=10)
+    error = result.exception(timeout=14)
     assert stopwatch() - began < 8
     assert isinstance(error, HardTimeLimitExceeded)
     assert "hard_timeout of 0.6 s" in str(error)
     until(lambda: len(started(tmp_path)) == 2)
     (tmp_path / "go").touch()
-    assert neighbour.get(timeout=5) == [1, 2]
+    assert neighbour.get(timeout=14) == [1, 2]
     assert len(started(tmp_path, "reads")) == 1
     assert worker.stop() == 0
 
 
 def test_a_coroutine_that_blocks_the_loop_is_ended_by_its_hard_limit(shell: Any, app: Any) -> None:
     worker = shell.worker("proj", "-p", "1")
-    error = app.send_task("proj.block_for_ever").exception(timeout=10)
+    error = app.send_task("proj.block_for_ever").exception(timeout=14)
     assert isinstance(error, HardTimeLimitExceeded)
     assert worker.stop() == 0
 
 
 def test_a_task_that_ignores_the_soft_limit_meets_the_hard_one(shell: Any, app: Any) -> None:
     worker = shell.worker("proj", "-p", "1", "-t", "1")
-    error = app.send_task("proj.stubborn").exception(timeout=10)
+    error = app.send_task("proj.stubborn").exception(timeout=14)
     assert isinstance(error, HardTimeLimitExceeded)
-    error = app.send_task("proj.obedient").exception(timeout=10)
+    error = app.send_task("proj.obedient").exception(timeout=14)
     assert isinstance(error, SoftTimeLimitExceeded)
     assert worker.stop() == 0
 
@@ -270,9 +270,9 @@ def test_a_task_that_ignores_the_soft_limit_meets_the_hard_one(shell: Any, app: 
 def test_what_ends_while_its_process_is_condemned_has_its_outcome(shell: Any, app: Any) -> None:
     worker = shell.worker("proj", "-p", "1", "-t", "1")
     (child,) = worker.children()
-    assert app.send_task("proj.just_in_time").get(timeout=10) == "whole"
+    assert app.send_task("proj.just_in_time").get(timeout=14) == "whole"
     # The process, which was told to claim no more, is replaced.
-    assert app.send_task("proj.pid").get(timeout=10) != child
+    assert app.send_task("proj.pid").get(timeout=14) != child
     assert worker.stop() == 0
 
 
@@ -296,7 +296,7 @@ def test_a_child_that_uses_much_memory_is_replaced_after_its_work(
     until(lambda: started(tmp_path))
     worker.says("is replaced: it uses", 10)
     (tmp_path / "go").touch()
-    assert result.get(timeout=5) == [1, 1]
+    assert result.get(timeout=14) == [1, 1]
     worker.stop()
 
 
@@ -306,7 +306,7 @@ def test_a_limit_that_meets_a_destructor_is_told_after_it(shell: Any, app: Any) 
     error = app.send_task("proj.drop").exception(timeout=30)
     assert isinstance(error, SoftTimeLimitExceeded)
     assert "Exception ignored" not in worker.log
-    assert app.send_task("proj.add", (1, 1)).get(timeout=10) == 2
+    assert app.send_task("proj.add", (1, 1)).get(timeout=14) == 2
     assert worker.stop() == 0
 
 
@@ -336,9 +336,9 @@ def test_a_child_that_ran_its_share_is_replaced_without_a_pause(
 def test_a_child_that_ran_its_share_goes_on_where_no_other_can_start(shell: Any, app: Any) -> None:
     worker = shell.worker("proj", "-p", "1", "-t", "1", "--max-tasks-per-child", "1")
     shell.write("proj.py", (shell.folder / "proj.py").read_text() + "\nthis is no python\n")
-    first = app.send_task("proj.pid").get(timeout=10)
+    first = app.send_task("proj.pid").get(timeout=14)
     worker.says("a child cannot start: cannot import 'proj'")
-    assert app.send_task("proj.pid").get(timeout=5) == first
+    assert app.send_task("proj.pid").get(timeout=14) == first
     assert worker.children() == [first]
     assert worker.stop() == 0
 
@@ -354,11 +354,11 @@ def test_what_a_busy_child_cannot_start_runs_elsewhere(
     first = shell.worker("proj", "-p", "1", "-t", "0")
     first.says("gave back 3 messages of a busy child")
     second = shell.worker("proj", "-p", "1", "-t", "0")
-    assert taskq.gather(others, timeout=5) == [2, 2, 2]
+    assert taskq.gather(others, timeout=14) == [2, 2, 2]
     assert not busy.ready()
     with gate.open("w") as writer:
         writer.write("go")
-    assert busy.get(timeout=5) == 1
+    assert busy.get(timeout=14) == 1
     assert "came too late" not in first.log
     assert [worker.stop() for worker in (first, second)] == [0, 0]
 
@@ -370,7 +370,7 @@ def test_what_kills_the_first_child_of_a_worker_at_once_does_not_end_the_worker(
     worker = shell.worker("proj", "-p", "1", "-t", "1")
     assert isinstance(result.exception(timeout=15), WorkerCrashed)
     assert result.snapshot().delivery == 3
-    assert app.send_task("proj.add", (1, 1)).get(timeout=5) == 2
+    assert app.send_task("proj.add", (1, 1)).get(timeout=14) == 2
     assert worker.stop() == 0
 
 
@@ -391,5 +391,5 @@ def test_a_child_killed_from_outside_costs_no_attempt(shell: Any, app: Any, tmp_
             os.kill(child, signal.SIGKILL)
     until(lambda: len(started(tmp_path)) == 3, 10)
     (tmp_path / "go").touch()
-    assert result.get(timeout=5) == [1, 3]
+    assert result.get(timeout=14) == [1, 3]
     assert worker.stop() == 0

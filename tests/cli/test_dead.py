@@ -34,7 +34,7 @@ def failed(shell: Any, app: TaskQ) -> list[Any]:
         app.send_task("proj.fail", queue="mail", id="order-42"),
     ]
     with running_worker(app):
-        assert all(isinstance(one.exception(timeout=10), Exception) for one in results)
+        assert all(isinstance(one.exception(timeout=14), Exception) for one in results)
     return results
 
 

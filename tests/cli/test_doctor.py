@@ -111,7 +111,7 @@ def test_a_user_who_may_not_ask_is_told_so(server_of_mine: Any) -> None:
     worker = shell.worker("proj", "-p", "1")
     worker.says("INFO is not permitted")
     with shell.app() as app:
-        assert app.send_task("proj.add", (1, 2)).get(timeout=5) == 3
+        assert app.send_task("proj.add", (1, 2)).get(timeout=14) == 3
     assert worker.stop() == 0
 
 

@@ -18,8 +18,8 @@ def test_a_worker_says_what_it_serves(shell: Any) -> None:
 
 def test_every_line_can_be_json(shell: Any, app: Any) -> None:
     worker = shell.worker("proj", "-p", "1", "--log-format", "json")
-    app.send_task("proj.fail").exception(timeout=10)
-    app.send_task("proj.flaky").get(timeout=10)
+    app.send_task("proj.fail").exception(timeout=14)
+    app.send_task("proj.flaky").get(timeout=14)
     assert worker.stop() == 0
     lines = [json.loads(line) for line in worker.log.splitlines()]
     assert {"time", "level", "logger", "worker", "message"} <= set(lines[0])
@@ -36,7 +36,7 @@ def test_a_root_logger_that_has_a_handler_is_left_alone(shell: Any, app: Any) ->
     path = shell.folder / "proj.py"
     shell.write("proj.py", HANDLER + path.read_text())
     worker = shell.worker("proj", "-p", "1", "-l", "debug")
-    app.send_task("proj.fail").exception(timeout=10)
+    app.send_task("proj.fail").exception(timeout=14)
     line = next(line for line in worker.says("proj.fail[").splitlines() if "proj.fail[" in line)
     assert line.startswith("MINE ")
 
@@ -44,8 +44,8 @@ def test_a_root_logger_that_has_a_handler_is_left_alone(shell: Any, app: Any) ->
 @pytest.mark.parametrize("level", ["error", "ERROR"])
 def test_a_level_is_a_threshold(shell: Any, app: Any, level: str) -> None:
     worker = shell.start("worker", "proj", "-p", "1", "-l", level)
-    app.send_task("proj.fail").exception(timeout=10)
-    assert app.send_task("proj.flaky").get(timeout=10) == 2
+    app.send_task("proj.fail").exception(timeout=14)
+    assert app.send_task("proj.flaky").get(timeout=14) == 2
     assert worker.stop() == 0
     assert worker.log.count("ERROR") == 1
     assert "INFO" not in worker.log
@@ -53,6 +53,6 @@ def test_a_level_is_a_threshold(shell: Any, app: Any, level: str) -> None:
 
 def test_arguments_are_not_logged(shell: Any, app: Any) -> None:
     worker = shell.worker("proj", "-p", "1", "-l", "debug")
-    app.send_task("proj.add", ("hunter2", 5)).exception(timeout=10)
+    app.send_task("proj.add", ("hunter2", 5)).exception(timeout=14)
     assert worker.stop() == 0
     assert "('hunter2'" not in worker.log

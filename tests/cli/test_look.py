@@ -73,7 +73,7 @@ class TestStatus:
         assert (one["name"], one["running"]) == ("tom", 1)
         assert 0 < one["lease_left"] <= 15
         (tmp_path / "go").touch()
-        assert held.get(timeout=10) == [1, 1]
+        assert held.get(timeout=14) == [1, 1]
         assert worker.stop() == 0
         assert status_of(shell)["queues"]["default"]["workers"] == []
 
@@ -138,7 +138,7 @@ class TestPurge:
         done = shell.say("purge", "-A", "proj", "-Q", "default", "--yes")
         assert (done.returncode, done.stdout) == (0, "purged 4 messages\n")
         waiting.join(10)
-        errors += [result.exception(timeout=5) for result in results]
+        errors += [result.exception(timeout=14) for result in results]
         assert [type(error) for error in errors] == [Cancelled] * 5
         assert "purged" in str(errors[0])
         assert other.status is State.QUEUED
@@ -190,7 +190,7 @@ class TestCall:
         done = serving.type("call", "-A", "proj", "proj.add", "2", "3")
         assert done.returncode == 0
         with serving.app() as app:
-            assert app.result(done.stdout.strip()).get(timeout=10) == 5
+            assert app.result(done.stdout.strip()).get(timeout=14) == 5
 
     def test_waits_and_prints_the_value(self, serving: Shell) -> None:
         words = ["1", "2.5", "true", "null", '"3"', "[1,{}]", "text", "-1", "it's"]

@@ -109,14 +109,14 @@ def test_a_worker_imports_the_modules_it_is_told(shell: Any, app: Any, words: li
         expected |= {"pack.one.more": "one", "pack.two.more": "two"}
     results = {name: app.send_task(name, (1, 2) if "add" in name else ()) for name in expected}
     worker = shell.start(*words, "-p", "1")
-    got = {name: result.get(timeout=10) for name, result in results.items()}
+    got = {name: result.get(timeout=14) for name, result in results.items()}
     assert got == expected
     assert worker.stop() == 0
 
 
 def test_a_worker_may_get_its_app_from_the_environment(shell: Any, app: Any) -> None:
     worker = shell.worker("-p", "1", TASKQ_APP="proj")
-    assert app.send_task("proj.add", (1, 2)).get(timeout=10) == 3
+    assert app.send_task("proj.add", (1, 2)).get(timeout=14) == 3
     assert worker.stop() == 0
 
 
@@ -135,7 +135,7 @@ def test_concurrency_is_processes_of_one_thread(shell: Any, app: Any, tmp_path: 
     until(lambda: len(list(tmp_path.glob("started-*"))) == 2)
     assert "1 threads" in worker.log
     (tmp_path / "go").touch()
-    assert [result.get(timeout=10)[0] for result in results] == [1, 1, 1]
+    assert [result.get(timeout=14)[0] for result in results] == [1, 1, 1]
     assert worker.stop() == 0
 
 
@@ -169,7 +169,7 @@ def test_only_the_queues_named_are_served(shell: Any, app: Any) -> None:
     mail = app.send_task("proj.add", (1, 2), queue="mail")
     default = app.send_task("proj.add", (3, 4))
     worker = shell.worker("proj", "-p", "1", "-Q", " mail , mail ", "-n", "post.man-1")
-    assert mail.get(timeout=10) == 3
+    assert mail.get(timeout=14) == 3
     assert mail.snapshot().worker == "post.man-1"
     assert not default.ready()
     assert "post.man-1" in worker.log

@@ -53,7 +53,7 @@ def test_a_worker_fires_and_runs_what_its_code_declares(shell: Shell, app: TaskQ
     until(lambda: fired(app) >= 2)
     one = app.schedules.get("often")
     assert one.declared_by == "proj"
-    assert app.result(one.last_id or "").get(timeout=5) == 3
+    assert app.result(one.last_id or "").get(timeout=14) == 3
     assert worker.stop() == 0
 
 

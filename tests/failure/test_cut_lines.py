@@ -158,7 +158,7 @@ def test_a_call_that_is_never_answered_is_given_up_and_made_again(new_scene: Any
     scene = new_scene(proxied=True)
     scene.arm()
     scene.worker("-p", "1", "-t", "2", TASKQ_LEASE="15")
-    scene.send("note", 0).get(timeout=5)
+    scene.send("note", 0).get(timeout=30)
     rule = scene.proxy.on("exchange", Act.SWALLOW_REPLY, ends=True)
     since = time.monotonic()
     expected = {scene.send("note", at): at for at in range(5)}
@@ -185,7 +185,7 @@ def test_a_network_that_swallows_everything_is_survived(new_scene: Any) -> None:
     healed = time.monotonic()
     scene.note("blackhole", began=began)
     expected = {held: [1, 1], scene.send("note", 1): 1}
-    taskq.gather(list(expected), timeout=10)
+    taskq.gather(list(expected), timeout=30)
     assert time.monotonic() - healed < 8
     scene.proxy.reset()
     check_after(scene, expected)
@@ -250,7 +250,7 @@ def test_what_is_published_while_a_line_is_made_anew_is_read_at_once(new_scene: 
     scene.worker("-p", "1", "-t", "1")
     results = [scene.send("hold", str(scene.folder))]
     got: list[Any] = []
-    future = threading.Thread(target=lambda: got.append(results[0].get(timeout=10)))
+    future = threading.Thread(target=lambda: got.append(results[0].get(timeout=30)))
     future.start()
     until(scene.started)
     with scene.client() as client:
@@ -283,12 +283,12 @@ def test_a_line_that_is_closed_under_its_reader_is_made_anew(scene: Scene, drive
 
     async def awaited() -> Any:
         try:
-            return await result.aget(timeout=10)
+            return await result.aget(timeout=30)
         finally:
             await scene.app.leave_loop()
 
     def wait() -> None:
-        got.append(result.get(timeout=10) if driver == "sync" else asyncio.run(awaited()))
+        got.append(result.get(timeout=30) if driver == "sync" else asyncio.run(awaited()))
 
     future = threading.Thread(target=wait)
     future.start()

@@ -39,7 +39,7 @@ def test_the_write_of_a_worker_that_was_frozen_is_refused(
     os.kill(child, signal.SIGSTOP)
     until((tmp_path / "started-2").exists, 8)
     (tmp_path / "go-2").touch()
-    assert result.get(timeout=5) is True
+    assert result.get(timeout=30) is True
     # The first one wakes, with all its work done but the write.
     (tmp_path / "go-1").touch()
     os.kill(child, signal.SIGCONT)

@@ -52,7 +52,7 @@ def test_full_slots_are_no_illness(shell: Any, app: Any, tmp_path: Path) -> None
     let_pass(7)
     assert ask(port)[0] == 200
     (tmp_path / "go").touch()
-    assert held.get(timeout=5) == [1, 1]
+    assert held.get(timeout=30) == [1, 1]
     assert worker.stop() == 0
 
 

@@ -171,7 +171,7 @@ def test_messages_due_at_one_instant_all_run_though_those_who_promote_them_die(
 def test_messages_for_later_cost_a_worker_no_memory(scene: Scene) -> None:
     """F28."""
     worker = scene.worker("-p", "1", "-t", "2")
-    scene.send("note", 1).get(timeout=10)
+    scene.send("note", 1).get(timeout=30)
     (child,) = worker.children()
     before = memory_of(child)
     calls = [
@@ -209,7 +209,7 @@ def test_outcomes_of_every_kind_leave_only_what_ends_by_itself(scene: Scene) -> 
 def test_futures_that_are_dropped_leave_nothing(scene: Scene) -> None:
     """F36: a bounded number of channels, no thread, no key beyond the outcome."""
     scene.worker("-p", "2")
-    scene.send("note", 1).get(timeout=10)
+    scene.send("note", 1).get(timeout=30)
     threads = threading.active_count()
     results = scene.send_many("note", numbers(10_000))
     last = results[-1]

@@ -20,14 +20,14 @@ def test_a_worker_waits_for_a_server_that_is_not_there_yet(
     worker.says("Redis cannot be reached")
     assert "hunter2" not in worker.log
     own_server.start()
-    assert app.send_task("proj.add", (2, 2)).get(timeout=10) == 4
+    assert app.send_task("proj.add", (2, 2)).get(timeout=30) == 4
     assert worker.stop() == 0
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 def test_an_outage_costs_no_processor(shell: Any, app: Any, own_server: Server) -> None:
     worker = shell.worker("proj", "-p", "1")
-    app.send_task("proj.add", (2, 2)).get(timeout=10)
+    app.send_task("proj.add", (2, 2)).get(timeout=30)
     own_server.stop()
     let_pass(1)
     (child,) = worker.children()

@@ -55,10 +55,10 @@ def test_what_ended_in_the_time_that_was_lost_ends_again(scene: Scene) -> None:
     until(lambda: len(scene.started()) == 2)
     snapshot = Snapshot(scene.topology.primary)
     scene.go()
-    assert taskq.gather(held, timeout=5) == [[1, 1]] * 2
+    assert taskq.gather(held, timeout=30) == [[1, 1]] * 2
     go_back(scene, snapshot)
     again = [scene.app.result(one.id) for one in held]
-    assert taskq.gather(again, timeout=10) == [[1, 2]] * 2
+    assert taskq.gather(again, timeout=30) == [[1, 2]] * 2
 
 
 def test_what_was_claimed_in_the_time_that_was_lost_is_claimed_again(scene: Scene) -> None:
@@ -69,7 +69,7 @@ def test_what_was_claimed_in_the_time_that_was_lost_is_claimed_again(scene: Scen
     until(lambda: len(scene.started()) == 2)
     go_back(scene, snapshot)
     scene.go()
-    told = taskq.gather(snapshot_of, timeout=15)
+    told = taskq.gather(snapshot_of, timeout=30)
     assert [attempt for attempt, _ in told] == [1, 1]
 
 

@@ -61,7 +61,7 @@ def test_after_ten_seconds_away_the_first_message_ends_within_three(scene: Scene
         scene.go()  # they end while nobody can be told
         let_pass(8)
     back = time.monotonic()
-    next(iter(taskq.as_completed(list(held), timeout=10)))
+    next(iter(taskq.as_completed(list(held), timeout=30)))
     took = time.monotonic() - back
     print(f"first end {took:.2f} s after Redis was back")
     assert took <= 3
@@ -111,7 +111,7 @@ def test_a_full_redis_drains_and_takes_messages_again(scene: Scene) -> None:
         assert taskq.gather(list(expected), timeout=30) == list(expected.values())
         let_pass(2 * LEASE)
         scene.go()
-        assert held.get(timeout=5) == [1, 1]
+        assert held.get(timeout=30) == [1, 1]
         assert "lost" not in busy.log
         client.config_set("maxmemory", 0)
     expected |= {held: [1, 1], scene.send("note", "again"): "again"}
