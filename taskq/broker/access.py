@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+
+import msgspec
 
 from taskq.broker import embedded
 from taskq.broker.connection import Endpoint
@@ -15,8 +16,7 @@ from taskq.model.signing import Keyring, new_secret
 _MEMORY_SECRET = new_secret()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Access:
+class Access(msgspec.Struct, frozen=True):
     """Where an app's Redis is, and its keys."""
 
     endpoint: Endpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -23,8 +22,7 @@ PUBLISH = "PUBLISH"
 REPLY_HEAD = 5
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Command(Generic[T_co]):
+class Command(msgspec.Struct, Generic[T_co], frozen=True):
     """A script call as a value: what to send, and how to read the reply."""
 
     script: Script
@@ -44,7 +42,7 @@ class Command(Generic[T_co]):
             return self
         arguments = list(self.arguments)
         arguments[self.publish_at] = word
-        return dataclasses.replace(self, arguments=arguments)
+        return msgspec.structs.replace(self, arguments=arguments)
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):

@@ -6,12 +6,13 @@ password.
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+import msgspec
 
 from taskq.broker.guides import ASK_SECONDS, Address, Guide, Sentinels, Slots
 from taskq.errors import ConfigError
@@ -21,8 +22,7 @@ _PORT, _SENTINEL_PORT = 6379, 26379
 _TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """What a URL says."""
 
     scheme: str

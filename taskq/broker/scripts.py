@@ -6,11 +6,12 @@ A script names the pieces of `lua/lib/` that it uses; its text is those and its 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import re
 from importlib import resources
+
+import msgspec
 
 _LIBRARY_ORDER = (
     "core",
@@ -28,8 +29,7 @@ _LIBRARY_ORDER = (
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Script:
+class Script(msgspec.Struct, frozen=True):
     """One state change, ready to be sent."""
 
     name: str

@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar
 
+import msgspec
+
 from taskq.client.mould import Mould
 from taskq.client.signature import Options, Signature, check_known
 from taskq.client.task import Task
@@ -78,8 +80,7 @@ class PeriodicDecorator(Protocol):
     def __call__(self, task: Task[P, R], /) -> Task[P, R]: ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(msgspec.Struct, frozen=True):
     """A rule and its policies, checked."""
 
     rule: Rule
@@ -102,8 +103,7 @@ class Timing:
         )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Periodic:
+class Periodic(msgspec.Struct, frozen=True):
     """A schedule that code declares."""
 
     name: str

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from datetime import datetime
 
+import msgspec
+
 from taskq.broker.queries import Look
 from taskq.broker.records import UNREADABLE, Record
 from taskq.model import clock, message, outcome
@@ -41,8 +43,7 @@ class Snapshot:
     note: str | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True):
     """The message a snapshot is of, as its handle knows it."""
 
     address: str

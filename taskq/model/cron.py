@@ -14,14 +14,17 @@ All instants are whole seconds since the epoch.
 
 from __future__ import annotations
 
-import zoneinfo
 from collections.abc import Iterator
 from datetime import datetime, timedelta, tzinfo
-
-from cronsim import CronSim, CronSimError
+from typing import TYPE_CHECKING
 
 from taskq.config import nearest
 from taskq.errors import ConfigError
+
+# Imported by the two functions that need them, and for types here: a twentieth of what
+# `import taskq` takes, and most programs have no cron expression.
+if TYPE_CHECKING:
+    import zoneinfo
 
 DEFAULT_ZONE = "UTC"
 ALIASES = {
@@ -81,6 +84,8 @@ def zone_of(name: object) -> zoneinfo.ZoneInfo:
     if not isinstance(name, str):
         msg = f"timezone must be a str such as 'Europe/Berlin', not {type(name).__name__}"
         raise TypeError(msg)
+    import zoneinfo  # noqa: PLC0415 - see above
+
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
@@ -169,6 +174,8 @@ def _change(place: tzinfo, low: int, high: int) -> int:
 
 def _walk(expression: str, shown: datetime) -> Iterator[datetime]:
     """Yield the times after one, on a clock that is never changed."""
+    from cronsim import CronSim, CronSimError  # noqa: PLC0415 - see above
+
     try:
         return CronSim(expression, shown)
     except (CronSimError, AssertionError) as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol, TypeVar
+
+import msgspec
 
 from taskq.broker.cluster import open_abroker, open_broker
 from taskq.broker.commands import Command
@@ -103,7 +104,7 @@ class OneSlot:
 
 
 def _strict(command: Command[T]) -> Command[T]:
-    return dataclasses.replace(command, script=_with_shebang(command.script))
+    return msgspec.structs.replace(command, script=_with_shebang(command.script))
 
 
 @functools.cache

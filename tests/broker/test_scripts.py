@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -142,7 +141,7 @@ def test_its_one_key_is_the_base(name: str) -> None:
 def test_replies_are_as_the_headers_say(driver: Driver, queue: Queue) -> None:
     for name, calls in samples(queue).items():
         for command in calls:
-            raw = dataclasses.replace(command, read=lambda reply: reply)
+            raw = msgspec.structs.replace(command, read=lambda reply: reply)
             promise = header(name, "Returns", whole=True)
             check_reply(promise, driver.run(raw))
 
