@@ -51,6 +51,7 @@ class Settings(TypedDict, total=False):
     max_message_bytes: int
     max_result_bytes: int
     enqueue_deadline: Seconds
+    durability: str
     lease: Seconds
     max_crashes: int
     shutdown_timeout: Seconds
@@ -137,6 +138,26 @@ def _flag(name: str, value: object) -> bool:
     return value
 
 
+def replicas(durability: str) -> int:
+    """Return how many replicas a durability is, `replicas:<count>`; `ConfigError` if it is none."""
+    word, colon, count = str(durability).partition(":")
+    if word == "replicas" and colon and re.fullmatch("[0-9]{1,2}", count, re.ASCII):
+        return int(count)
+    msg = f"durability must be 'replicas:<count>', of 0 to 99, not {durability!r:.100}"
+    raise ConfigError(msg)
+
+
+def _durability(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        msg = f"{name} must be a str, not {type(value).__name__}"
+        raise TypeError(msg)
+    try:
+        replicas(value)
+    except ConfigError as error:
+        raise ValueError(str(error).replace("durability", name, 1)) from None
+    return value
+
+
 def _text(name: str, value: object) -> str | None:
     if value is not None and not isinstance(value, str):
         msg = f"{name} must be a str, not {type(value).__name__}"
@@ -220,6 +241,8 @@ class Config:
     max_result_bytes: int = _setting(_count(1024, 256 << 20), default=16 << 20)
     # How long one enqueue or one read goes on trying to reach Redis.
     enqueue_deadline: float = _setting(_duration(0.1), default=10.0)
+    # Who must have a message before its call returns, besides the master.
+    durability: str = _setting(_durability, default="replicas:0")
     lease: float = _setting(_duration(0.5), default=15.0)
     # So many processes may one message kill.
     max_crashes: int = _setting(_count(1, MOST_CRASHES), default=3)

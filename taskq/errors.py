@@ -90,9 +90,10 @@ class Interrupted(BrokerUnavailable):
 
 
 class EnqueueUncertain(BrokerUnavailable):
-    """The connection broke after the request was sent: Redis may hold the message.
+    """The message may be accepted, and may not be, or not for good; the text says which.
 
-    Enqueueing again with `id` cannot run it twice.
+    The connection broke after the request was sent; or fewer replicas have the message than
+    its `durability` asks for. Enqueueing again with `id` cannot run it twice.
     """
 
     def __init__(self, message: str, id: str) -> None:

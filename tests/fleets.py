@@ -20,6 +20,32 @@ _until = functools.partial(until, seconds=20.0)
 _REPLICATED: dict[str, str | int] = {"repl-diskless-sync-delay": 0, "repl-backlog-size": "16mb"}
 
 
+class Followed:
+    """One master and two replicas, over which nobody watches."""
+
+    def __init__(self, binary: Path | None = None, **options: str | int) -> None:
+        self.master, *self.replicas = (Server(binary, **(_REPLICATED | options)) for _ in range(3))
+
+    def __enter__(self) -> Self:
+        self.master.start()
+        for replica in self.replicas:
+            _tell(replica.start(), "REPLICAOF", HOST, self.master.port)
+        self.settle()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in (*self.replicas, self.master):
+            one.close()
+
+    def settle(self) -> None:
+        """Wait until the replicas follow."""
+        _until(lambda: SentinelSet.replicas(self.master) == len(self.replicas))
+
+    @property
+    def url(self) -> str:
+        return self.master.url
+
+
 class Sentinel(Server):
     """One sentinel; its settings are in a file, which it rewrites."""
 

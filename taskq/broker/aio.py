@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from redis.exceptions import NoScriptError, ResponseError
 from tenacity import AsyncRetrying
 
-from taskq.broker import commands
+from taskq.broker import commands, replication
 from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import (
     CLIENT_ERRORS,
@@ -90,6 +90,21 @@ class AsyncLine:
             reply = await self.call("EVAL", script.text, 1, command.base, *command.arguments)
         return command.read(reply)
 
+    async def replicate(self, command: Command[Any], verdicts: str, until: float) -> None:
+        """Wait for the replicas that a call asks for; see `Line.replicate`."""
+        steps, reply = replication.steps(self.endpoint.place, command, verdicts, until), None
+        try:
+            while True:
+                try:
+                    words = steps.send(reply)
+                except StopIteration:
+                    return
+                reply = await self.call(*words)
+        except replication.Unreplicated:
+            raise
+        except BrokerError as error:
+            raise replication.troubled(error, verdicts) from error
+
     async def begin(self, command: Command[T]) -> None:
         """Send a script call, the reply to which must be read by `end`."""
         await self.send("EVALSHA", command.script.sha, 1, command.base, *command.arguments)
@@ -127,7 +142,7 @@ class AsyncBroker:
         self.endpoint = endpoint
         self._deadline = deadline
         self._idle: deque[AsyncLine] = deque()
-        self._groups: dict[str, AsyncGroup] = {}
+        self._groups: dict[tuple[str, int], AsyncGroup] = {}
         self._places = asyncio.BoundedSemaphore(MOST_LINES)
 
     async def run(self, command: Command[T], *, within: float = math.inf) -> T:
@@ -136,21 +151,22 @@ class AsyncBroker:
         It is tried again for `within` seconds, and no longer than the deadline.
         """
         began = clock.monotonic()
+        ask = _runner(command, began + min(within, self._deadline))
         try:
             async with self._line() as line:
-                return await line.run(command)
+                return await ask(line)
         except BrokerUnavailable as error:
-            return await self._again(began, error, lambda line: line.run(command), within)
+            return await self._again(began, error, ask, within)
 
-    async def enqueue(self, base: str, one: Outgoing) -> str:
-        """Queue one message; with those that others send to the queue meanwhile."""
-        group = self._groups.get(base)
+    async def enqueue(self, base: str, one: Outgoing, replicas: int = 0) -> str:
+        """Queue one message; with those that others send meanwhile, as `Broker.enqueue`."""
+        group = self._groups.get((base, replicas))
         if group is None:
 
             def run(some: Sequence[Outgoing], *, within: float) -> Awaitable[str]:
-                return self.run(commands.enqueue(base, some), within=within)
+                return self.run(commands.enqueue(base, some).lasting(replicas), within=within)
 
-            group = self._groups[base] = AsyncGroup(run, self._deadline)
+            group = self._groups[base, replicas] = AsyncGroup(run, self._deadline)
         return await group.send(one)
 
     async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T]:
@@ -159,7 +175,7 @@ class AsyncBroker:
         while True:
             try:
                 async with self._line() as line:
-                    async for reply in _stream(line, rest, sent):
+                    async for reply in _stream(line, rest, sent, self._deadline):
                         yield reply
             except ScriptMissing:
                 while sent:
@@ -168,7 +184,9 @@ class AsyncBroker:
                 # What was on the way is sent again, one by one: scripts may be repeated.
                 while sent:
                     command = sent.popleft()
-                    yield await self._again(clock.monotonic(), error, _runner(command))
+                    began = clock.monotonic()
+                    ask = _runner(command, began + self._deadline)
+                    yield await self._again(began, error, ask)
             else:
                 return
 
@@ -210,7 +228,7 @@ class AsyncBroker:
         try:
             return await AsyncRetrying(**retrying(left))(once)
         except BrokerError as error:
-            if not interrupted:
+            if not interrupted or isinstance(error, replication.Unreplicated):
                 raise
             # One of the attempts may have been carried out, whatever the last one met.
             raise Interrupted(str(error)) from error
@@ -231,12 +249,20 @@ class AsyncBroker:
                 self._idle.append(line)
 
 
-def _runner(command: Command[T]) -> Callable[[AsyncLine], Awaitable[T]]:
-    return lambda line: line.run(command)
+def _runner(command: Command[T], until: float) -> Callable[[AsyncLine], Awaitable[T]]:
+    if not command.replicas:
+        return lambda line: line.run(command)
+
+    async def run(line: AsyncLine) -> T:
+        reply = await line.run(command)
+        await line.replicate(command, str(reply), until)
+        return reply
+
+    return run
 
 
 async def _stream(
-    line: AsyncLine, calls: Iterator[Command[T]], sent: deque[Command[T]]
+    line: AsyncLine, calls: Iterator[Command[T]], sent: deque[Command[T]], deadline: float
 ) -> AsyncIterator[T]:
     """Yield the replies, one command ahead; `sent` holds those without a reply."""
     try:
@@ -245,6 +271,11 @@ async def _stream(
             await line.begin(command)
             if len(sent) > 1:
                 yield await line.end(sent[0])
+                sent.popleft()
+            if command.replicas:
+                began, reply = clock.monotonic(), await line.end(command)
+                await line.replicate(command, str(reply), began + deadline)
+                yield reply
                 sent.popleft()
         while sent:
             yield await line.end(sent[0])

@@ -29,8 +29,10 @@ _MOST_ARGUMENTS = 6
 _MEND_URL = "mend host, port, user and password in TASKQ_URL or url="
 
 
-def examine(app: str, queue: str, access: Access, *, allow_eviction: bool) -> list[Finding]:
-    """Look at everything."""
+def examine(
+    app: str, queue: str, access: Access, *, allow_eviction: bool, replicas: int = 0
+) -> list[Finding]:
+    """Look at everything; `replicas`: so many must have a message before its call returns."""
     if access.endpoint.memory:
         return [*standing(access), Finding(Level.OK, "server", "memory:// has none")]
     endpoint = access.endpoint
@@ -39,6 +41,8 @@ def examine(app: str, queue: str, access: Access, *, allow_eviction: bool) -> li
     for node in layout.nodes(endpoint, inquiry):
         line = Line(node)
         findings += _server(line, node, allow_eviction=allow_eviction, brief=False)
+        if replicas:
+            findings.append(_durability(line, replicas))
         line.close()
     line = Line(endpoint.at(keys.base(app, queue)))
     try:
@@ -253,6 +257,28 @@ def _persistence(info: dict[str, str] | None, config: dict[str, str]) -> Finding
     known = f", appendfsync {how}" if how else "; appendfsync is not known without CONFIG"
     cost = ": a power loss can cost the last second" if how == "everysec" else ""
     return Finding(Level.OK, "persistence", f"appendonly yes{known}{cost}")
+
+
+def _durability(line: Line, asked: int) -> Finding:
+    """Count the replicas that follow a master; calls wait for so many of them."""
+    wish = f"calls wait for {asked} replicas of {line.endpoint.place}"
+    try:
+        info = _info(line)
+    except BrokerUnavailable:
+        info = None
+    if info is None:
+        text = f"{wish}; how many there are is not known: INFO is not permitted"
+        return Finding(Level.UNKNOWN, "durability", text)
+    slaves = [value for name, value in info.items() if re.fullmatch(r"slave\d+", name)]
+    count = sum("state=online" in one for one in slaves)
+    if count < asked:
+        fix = "start replicas, or ask for fewer by TASKQ_DURABILITY or durability="
+        text = f"{wish}, which has {count}: each call raises EnqueueUncertain"
+        return Finding(Level.ERROR, "durability", text, fix)
+    text = f"{wish}, which has {count}"
+    if count > asked:
+        text += ": a failover that chooses another one of them may lose what was accepted"
+    return Finding(Level.OK, "durability", text)
 
 
 def _clocks(skew: float) -> Finding:

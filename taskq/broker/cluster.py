@@ -109,9 +109,9 @@ class ClusterBroker(Broker):
         """Run one script call; see `Broker.run`."""
         return self._of(command.base).run(command, within=within)
 
-    def enqueue(self, base: str, one: Outgoing) -> str:
+    def enqueue(self, base: str, one: Outgoing, replicas: int = 0) -> str:
         """Queue one message; see `Broker.enqueue`."""
-        return self._of(base).enqueue(base, one)
+        return self._of(base).enqueue(base, one, replicas)
 
     def run_each(self, calls: Iterable[Command[T]]) -> Iterator[T]:
         """Run many, those of one queue after another as a stream; see `Broker.run_each`."""
@@ -146,9 +146,9 @@ class AsyncClusterBroker(AsyncBroker):
         """Run one script call; see `AsyncBroker.run`."""
         return await self._of(command.base).run(command, within=within)
 
-    async def enqueue(self, base: str, one: Outgoing) -> str:
+    async def enqueue(self, base: str, one: Outgoing, replicas: int = 0) -> str:
         """Queue one message; see `AsyncBroker.enqueue`."""
-        return await self._of(base).enqueue(base, one)
+        return await self._of(base).enqueue(base, one, replicas)
 
     async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T]:
         """Run many, those of one queue after another as a stream."""

@@ -31,6 +31,8 @@ class Command(msgspec.Struct, Generic[T_co], frozen=True):
     read: Callable[[Any], T_co]
     # Where among the arguments the word stands by which it publishes.
     publish_at: int | None = None
+    # So many replicas must have what it wrote before its sender believes the reply.
+    replicas: int = 0
 
     def __repr__(self) -> str:
         """Name the script, and show no argument."""
@@ -43,6 +45,10 @@ class Command(msgspec.Struct, Generic[T_co], frozen=True):
         arguments = list(self.arguments)
         arguments[self.publish_at] = word
         return msgspec.structs.replace(self, arguments=arguments)
+
+    def lasting(self, replicas: int) -> Command[T_co]:
+        """Return the same call, to be believed once so many replicas have what it wrote."""
+        return dataclasses.replace(self, replicas=replicas) if replicas else self
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from taskq.broker.commands import MOST_BYTES, MOST_MESSAGES, Outgoing
 from taskq.broker.connection import LONGEST_PAUSE
+from taskq.broker.replication import Unreplicated
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
@@ -140,6 +141,10 @@ class Group:
     def _send(self, page: list[_Call], within: float) -> None:
         try:
             verdicts = self._run([call.one for call in page], within=within)
+        except Unreplicated as error:
+            for call, verdict in zip(page, error.verdicts, strict=True):
+                call.error = error.of(verdict)
+                _wake(call)
         except BrokerError as error:
             if _may_be_of_one(error, page):
                 for call in page:
@@ -191,6 +196,9 @@ class AsyncGroup:
     async def _send(self, page: list[_Call], within: float) -> None:
         try:
             verdicts = await self._run([call.one for call in page], within=within)
+        except Unreplicated as error:
+            for call, verdict in zip(page, error.verdicts, strict=True):
+                call.error = error.of(verdict)
         except BrokerError as error:
             if _may_be_of_one(error, page):
                 for call in page:

@@ -33,6 +33,7 @@ of a cluster. The scripts get the base as KEYS[1] and append the names below.
 | `ticks` | zset | name of a schedule that goes on → when its next tick is fired | the same |
 | `declared` | zset | name of a schedule in code → until when a worker vouches for it | the same |
 | `agenda` | channel | the name of a schedule that was made or changed | |
+| `mark` | string | nothing: a write, by which replicas show how far they are | 1 minute |
 | `ahead` | string | µs by which a test's clock is ahead of Redis's; tests alone use it | 1 day |
 """
 
@@ -93,6 +94,11 @@ def ticks(app: str, queue: str) -> str:
 def ahead(app: str, queue: str) -> str:
     """Return the key of how far the clock of a test is ahead of Redis's."""
     return f"{base(app, queue)}ahead"
+
+
+def mark(base: str) -> str:
+    """Return the key that is written to see which replicas have all that was written before."""
+    return f"{base}mark"
 
 
 def agenda(app: str, queue: str) -> str:

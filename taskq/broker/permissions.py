@@ -45,7 +45,8 @@ _SCRIPTS = {
     "watcher": ("look", "plans", "survey"),
 }
 _PLAIN = {
-    "producer": ("GET", "MGET", "SUBSCRIBE", "UNSUBSCRIBE"),
+    # SET and WAIT: of calls that are to reach replicas.
+    "producer": ("GET", "MGET", "SET", "SUBSCRIBE", "UNSUBSCRIBE", "WAIT"),
     # INFO and TIME: a worker looks at its Redis when it starts.
     "worker": ("BLPOP", "HKEYS", "INFO", "TIME"),
     "watcher": ("GET", "INFO", "TIME"),

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from redis.exceptions import NoScriptError, ResponseError
 from tenacity import Retrying
 
-from taskq.broker import commands
+from taskq.broker import commands, replication
 from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import (
     CLIENT_ERRORS,
@@ -106,6 +106,19 @@ class Line:
         self.begin(command)
         return self.finish(command)
 
+    def replicate(self, command: Command[Any], verdicts: str, until: float) -> None:
+        """Wait for the replicas that a call asks for, which this line has just carried."""
+        steps, reply = replication.steps(self.endpoint.place, command, verdicts, until), None
+        try:
+            while True:
+                reply = self.call(*steps.send(reply))
+        except StopIteration:
+            return
+        except replication.Unreplicated:
+            raise
+        except BrokerError as error:
+            raise replication.troubled(error, verdicts) from error
+
     def begin(self, command: Command[T]) -> None:
         """Send a script call, the reply to which must be read by `end` or `finish`."""
         self.send("EVALSHA", command.script.sha, 1, command.base, *command.arguments)
@@ -171,7 +184,7 @@ class Broker:
 
     def reset(self) -> None:
         """Begin without connections. After a fork: the parent keeps those it has."""
-        self._groups: dict[str, Group] = {}
+        self._groups: dict[tuple[str, int], Group] = {}
         self._idle: deque[Line] = deque()
         # A token for each line that may be in use. In C: an interrupt loses none.
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -184,22 +197,26 @@ class Broker:
         It is tried for `within` seconds, and no longer than the deadline.
         """
         began = clock.monotonic()
+        ask = _runner(command, began + min(within, self._deadline))
         try:
             with self._line(began + within) as line:
-                return line.run(command)
+                return ask(line)
         except BrokerUnavailable as error:
-            return self._again(began, error, lambda line: line.run(command), within)
+            return self._again(began, error, ask, within)
 
-    def enqueue(self, base: str, one: Outgoing) -> str:
-        """Queue one message; with those that other threads send to the queue meanwhile."""
-        group = self._groups.get(base)
+    def enqueue(self, base: str, one: Outgoing, replicas: int = 0) -> str:
+        """Queue one message; with those that other threads send to the queue meanwhile.
+
+        Only those that wait for as many replicas share a call: nobody waits for more.
+        """
+        group = self._groups.get((base, replicas))
         if group is None:
 
             def run(some: Sequence[Outgoing], *, within: float) -> str:
-                return self.run(commands.enqueue(base, some), within=within)
+                return self.run(commands.enqueue(base, some).lasting(replicas), within=within)
 
             # Two threads may come here: then each group is right for those who have it.
-            group = self._groups[base] = Group(run, self._deadline)
+            group = self._groups[base, replicas] = Group(run, self._deadline)
         return group.send(one)
 
     def run_each(self, calls: Iterable[Command[T]]) -> Iterator[T]:
@@ -208,7 +225,7 @@ class Broker:
         while True:
             try:
                 with self._line() as line:
-                    yield from _stream(line, rest, sent)
+                    yield from _stream(line, rest, sent, self._deadline)
             except ScriptMissing:
                 while sent:
                     yield self.run(sent.popleft())
@@ -216,7 +233,9 @@ class Broker:
                 # What was on the way is sent again, one by one: scripts may be repeated.
                 while sent:
                     command = sent.popleft()
-                    yield self._again(clock.monotonic(), error, _runner(command))
+                    began = clock.monotonic()
+                    ask = _runner(command, began + self._deadline)
+                    yield self._again(began, error, ask)
             else:
                 return
 
@@ -262,7 +281,7 @@ class Broker:
         try:
             return Retrying(**retrying(left))(once)
         except BrokerError as error:
-            if not interrupted:
+            if not interrupted or isinstance(error, replication.Unreplicated):
                 raise
             # One of the attempts may have been carried out, whatever the last one met.
             raise Interrupted(str(error)) from error
@@ -297,11 +316,21 @@ class Broker:
             return None
 
 
-def _runner(command: Command[T]) -> Callable[[Line], T]:
-    return lambda line: line.run(command)
+def _runner(command: Command[T], until: float) -> Callable[[Line], T]:
+    if not command.replicas:
+        return lambda line: line.run(command)
+
+    def run(line: Line) -> T:
+        reply = line.run(command)
+        line.replicate(command, str(reply), until)
+        return reply
+
+    return run
 
 
-def _stream(line: Line, calls: Iterator[Command[T]], sent: deque[Command[T]]) -> Iterator[T]:
+def _stream(
+    line: Line, calls: Iterator[Command[T]], sent: deque[Command[T]], deadline: float
+) -> Iterator[T]:
     """Yield the replies, one command ahead; `sent` holds those without a reply."""
     try:
         for command in calls:
@@ -309,6 +338,11 @@ def _stream(line: Line, calls: Iterator[Command[T]], sent: deque[Command[T]]) ->
             line.begin(command)
             if len(sent) > 1:
                 yield line.end(sent[0])
+                sent.popleft()
+            if command.replicas:
+                began, reply = clock.monotonic(), line.end(command)
+                line.replicate(command, str(reply), began + deadline)
+                yield reply
                 sent.popleft()
         while sent:
             yield line.end(sent[0])

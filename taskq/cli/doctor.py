@@ -12,6 +12,7 @@ from taskq.broker import checkup, permissions
 from taskq.broker.layout import Finding, Level
 from taskq.cli.place import app_option, open_app, printable
 from taskq.client.app import TaskQ
+from taskq.config import replicas
 from taskq.errors import BrokerError, ConfigError
 
 _ROLE = click.Choice(list(permissions.ROLES))
@@ -70,4 +71,10 @@ def _examine(app: TaskQ) -> list[Finding]:
         text, _, fix = str(error).rpartition(": ")
         return [Finding(Level.ERROR, "access", text or fix, fix if text else "see above")]
     queue = app.queues[0]
-    return checkup.examine(app.name, queue, access, allow_eviction=config.allow_eviction)
+    return checkup.examine(
+        app.name,
+        queue,
+        access,
+        allow_eviction=config.allow_eviction,
+        replicas=replicas(config.durability),
+    )

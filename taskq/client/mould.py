@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from taskq.broker import keys, records
 from taskq.broker.commands import Outgoing
 from taskq.client.signature import Options
-from taskq.config import seconds
+from taskq.config import replicas, seconds
 from taskq.errors import MessageTooLarge, SerializationError
 from taskq.model import clock, context, message, serializers
 from taskq.model.message import Envelope, Message
@@ -38,6 +38,7 @@ class Mould:
         ttl, headers = options.result_ttl, options.headers
         self.base = keys.base(app.name, queue)
         self._app, self._task, self.options = app, task, options
+        self.replicas = replicas(options.durability or config.durability)
         self._seal = app.seal(Domain.MESSAGE, queue)
         self._serializer = options.serializer or config.serializer
         self._most_bytes = config.max_message_bytes

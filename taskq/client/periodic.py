@@ -186,8 +186,10 @@ def check_schedule(name: object) -> str:
 
 def check_call(options: Options) -> None:
     """Raise `ConfigError` for an option of a call that means nothing in a schedule."""
+    # Of itself durable: a failover that takes back a message takes back that its tick was fired.
+    goes = _GOES_WITH | {"durability"}
     for field in dataclasses.fields(options):
-        if field.name not in _GOES_WITH and getattr(options, field.name) is not None:
+        if field.name not in goes and getattr(options, field.name) is not None:
             msg = f"{field.name} does not go with a schedule: ticks say when, and name each message"
             raise ConfigError(msg)
     for name, value in (("expires", options.expires), ("deadline", options.deadline)):

@@ -11,6 +11,7 @@ import msgspec
 
 from taskq.broker import commands, keys
 from taskq.broker.commands import Command, Outgoing
+from taskq.broker.replication import Unreplicated
 from taskq.client.mould import Mould, Written
 from taskq.client.result import Result
 from taskq.client.signature import Signature
@@ -37,29 +38,29 @@ _MOST_MOULDS = 1000
 
 def send(app: TaskQ, signature: Signature[T]) -> Result[T]:
     """Send one message."""
-    base, one = _cast_one(app, signature)
-    broker = app.broker
+    mould, one = _cast_one(app, signature)
+    base, replicas, broker = mould.base, mould.replicas, app.broker
     try:
         if one.due is None:
-            verdict = broker.enqueue(base, one)
+            verdict = broker.enqueue(base, one, replicas)
         else:
-            verdict = broker.run(commands.schedule(base, (one,)))
-    except Interrupted as error:
-        raise _uncertain(error, signature, one) from error
+            verdict = broker.run(commands.schedule(base, (one,)).lasting(replicas))
+    except (Interrupted, Unreplicated) as error:
+        raise _unsure(error, signature, one) from error
     return _accepted(app, signature, one, verdict)
 
 
 async def asend(app: TaskQ, signature: Signature[T]) -> Result[T]:
     """Send one message; as `send`, awaited."""
-    base, one = _cast_one(app, signature)
-    broker = app.abroker()
+    mould, one = _cast_one(app, signature)
+    base, replicas, broker = mould.base, mould.replicas, app.abroker()
     try:
         if one.due is None:
-            verdict = await broker.enqueue(base, one)
+            verdict = await broker.enqueue(base, one, replicas)
         else:
-            verdict = await broker.run(commands.schedule(base, (one,)))
-    except Interrupted as error:
-        raise _uncertain(error, signature, one) from error
+            verdict = await broker.run(commands.schedule(base, (one,)).lasting(replicas))
+    except (Interrupted, Unreplicated) as error:
+        raise _unsure(error, signature, one) from error
     return _accepted(app, signature, one, verdict)
 
 
@@ -128,17 +129,17 @@ class _Batch(Generic[T]):
 
     def commands(self) -> Iterator[Command[str]]:
         """Return the commands that send them, queue by queue."""
-        queues: dict[str, list[_Entry[T]]] = {}
+        queues: dict[tuple[str, int], list[_Entry[T]]] = {}
         for entry in self._entries:
-            queues.setdefault(entry.mould.base, []).append(entry)
-        for base, entries in queues.items():
+            queues.setdefault((entry.mould.base, entry.mould.replicas), []).append(entry)
+        for (base, replicas), entries in queues.items():
             for at in range(0, len(entries), commands.MOST_MESSAGES):
                 some = entries[at : at + commands.MOST_MESSAGES]
                 by_message = {id(one): entry for one, entry in zip(_cast(some), some, strict=True)}
                 outgoing = [entry.cast() for entry in some]
                 for page, command in commands.send(base, outgoing):
                     self._pages.append([by_message[id(one)] for one in page])
-                    yield command
+                    yield command.lasting(replicas)
 
     def accept(self, verdicts: str) -> None:
         """Note what Redis said to the page that was sent first."""
@@ -158,7 +159,7 @@ class _Batch(Generic[T]):
 
     def torn(self, error: BrokerError) -> BrokerError:
         """Return the error that befell a page, with what was sent and what was not."""
-        if isinstance(error, Interrupted):
+        if isinstance(error, (Interrupted, Unreplicated)):
             first = self._pages[0][0]
             error = _uncertain(error, first.call, first.cast())
         return self._with_parts(error)
@@ -191,8 +192,8 @@ def _alike(one: Signature[Any], other: Signature[Any]) -> bool:
     return one.options is other.options and one.task is other.task and one.app is other.app
 
 
-def _cast_one(app: TaskQ, signature: Signature[Any]) -> tuple[str, Outgoing]:
-    """Return where a call is sent, and its signed message."""
+def _cast_one(app: TaskQ, signature: Signature[Any]) -> tuple[Mould, Outgoing]:
+    """Return what a call was cast in, and its signed message."""
     mould = app.moulds.get(signature.task)
     if mould is None or mould.options is not signature.options or signature.app is not app:
         _check_app(app, signature)
@@ -200,7 +201,7 @@ def _cast_one(app: TaskQ, signature: Signature[Any]) -> tuple[str, Outgoing]:
         if len(app.moulds) >= _MOST_MOULDS:
             app.moulds.clear()
         app.moulds[signature.task] = mould
-    return mould.base, mould.cast(mould.write(signature.args, signature.kwargs))
+    return mould, mould.cast(mould.write(signature.args, signature.kwargs))
 
 
 def _accepted(app: TaskQ, signature: Signature[T], one: Outgoing, verdict: str) -> Result[T]:
@@ -230,13 +231,24 @@ def handle(app: TaskQ, one: Outgoing, queue: str) -> Result[Any]:
     )
 
 
-def _uncertain(error: Interrupted, signature: Signature[Any], one: Outgoing) -> EnqueueUncertain:
+def _unsure(
+    error: Interrupted | Unreplicated, signature: Signature[Any], one: Outgoing
+) -> EnqueueUncertain | DuplicateMessage:
+    if isinstance(error, Unreplicated) and error.verdicts == REFUSED:
+        return duplicate(one)
+    return _uncertain(error, signature, one)
+
+
+def _uncertain(
+    error: Interrupted | Unreplicated, signature: Signature[Any], one: Outgoing
+) -> EnqueueUncertain:
     name = one.message.envelope.name or one.message.id
     address = keys.address(name, signature.queue)
-    msg = (
-        f"{error}; Redis may or may not have accepted {signature.task} {address}: enqueueing it "
-        f"again with options(id={name!r}) is safe"
-    )
+    if isinstance(error, Unreplicated):
+        told = f"if that dies now, {signature.task} {address} may be lost"
+    else:
+        told = f"Redis may or may not have accepted {signature.task} {address}"
+    msg = f"{error}; {told}: enqueueing it again with options(id={name!r}) is safe"
     return EnqueueUncertain(msg, name)
 
 

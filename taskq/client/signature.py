@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 import msgspec
 
 from taskq.broker.commands import Outgoing
-from taskq.config import SERIALIZERS, Seconds, check_name, nearest, seconds
+from taskq.config import SERIALIZERS, Seconds, check_name, nearest, replicas, seconds
 from taskq.errors import ConfigError
 from taskq.model import message, times
 
@@ -38,6 +38,7 @@ class CallOptions(TypedDict, total=False):
     headers: Mapping[str, Any] | None
     timeout: Seconds | None
     hard_timeout: Seconds | None
+    durability: str | None
     # Celery's names for these two.
     soft_time_limit: Seconds | None
     time_limit: Seconds | None
@@ -76,6 +77,8 @@ class Options:
     timeout: Seconds | None = None
     # ... and until its process is killed.
     hard_timeout: Seconds | None = None
+    # `replicas:<count>`: so many must have the message before the call returns.
+    durability: str | None = None
 
     def __post_init__(self) -> None:
         if self.queue is not None:
@@ -90,6 +93,8 @@ class Options:
             raise ValueError(msg)
         if self.headers is not None:
             _check_headers(self.headers)
+        if self.durability is not None:
+            replicas(self.durability)
 
     def _check_times(self) -> None:
         times.check_due(self.countdown, self.eta)

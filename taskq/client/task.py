@@ -50,6 +50,7 @@ class TaskOptions(RetryOptions, total=False):
     deadline: Seconds
     timeout: Seconds
     hard_timeout: Seconds
+    durability: str
     soft_time_limit: Seconds
     time_limit: Seconds
     max_crashes: int
@@ -125,7 +126,8 @@ class Task(Generic[P, R_co]):
             TypeError: the arguments do not fit the function.
             SerializationError: they cannot be written.
             BrokerUnavailable: Redis did not accept it within `enqueue_deadline`; if it
-                may have, `EnqueueUncertain`, with the id under which to try again.
+                may have, or too few replicas did, `EnqueueUncertain`, with the id
+                under which to try again.
 
         """
         return self.app.enqueue(self._sign(args, kwargs))

@@ -270,6 +270,15 @@ def test_sentinels_and_their_master_are_looked_at(sentinels: SentinelSet, tmp_pa
     assert found["rights"]["level"] == "ok"
 
 
+def test_replicas_that_are_asked_for_are_counted(sentinels: SentinelSet, tmp_path: Path) -> None:
+    shell = Shell(tmp_path, sentinels.url)
+    for asked, code, level in ((1, 0, "ok"), (2, 0, "ok"), (3, 1, "error")):
+        found = told(shell, code, TASKQ_DURABILITY=f"replicas:{asked}")["durability"]
+        wish = f"calls wait for {asked} replicas of {sentinels.url.partition('?')[0]}, which has 2"
+        assert (found["level"], found["text"].startswith(wish)) == (level, True)
+    assert "durability" not in told(shell)
+
+
 def test_a_sentinel_that_is_away_is_told(sentinels: SentinelSet, tmp_path: Path) -> None:
     url = sentinels.url.replace("://", f"://{HOST}:1,")
     found = told(Shell(tmp_path, url))

@@ -18,8 +18,8 @@ Results = dict[Any, Any]
 class Producer:
     """Sends messages until it is told to end, each as one accepted call."""
 
-    def __init__(self, scene: Scene) -> None:
-        self._scene = scene
+    def __init__(self, scene: Scene, app: Any = None) -> None:
+        self._scene, self._app = scene, app or scene.app
         self.accepted: Results = {}
         self.errors: list[BaseException] = []
         self._stopped = threading.Event()
@@ -44,11 +44,11 @@ class Producer:
         while not self._stopped.is_set():
             number += 1
             try:
-                sent = self._scene.send("note", number)
+                sent = self._app.send_task("proj.note", (number,))
             except BaseException as error:  # noqa: BLE001 - the test looks at it
                 self.errors.append(error)
                 return
-            self.accepted[sent] = number
+            self.accepted[self._scene.app.result(sent.id)] = number
 
 
 def survivors(scene: Scene, expected: Results, most_lost: int = 50) -> Results:

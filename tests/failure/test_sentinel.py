@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,6 +51,44 @@ def test_all_go_on_when_an_operator_moves_the_master(scene: Scene) -> None:
         until(producer.more(), 30)
         assert not producer.errors
     check_after(scene, survivors(scene, producer.accepted, most_lost=100_000))
+
+
+@on_sentinel
+def test_what_a_master_takes_that_was_frozen_and_replaced_does_not_count(scene: Scene) -> None:
+    """F32: thawed, it acknowledges what nobody will know; where replicas must, it cannot."""
+    scene.worker("-p", "2", "-t", "4")
+    fleet, old = scene.topology.fleet, scene.topology.primary
+    durable = scene.shell.app(durability="replicas:2", enqueue_deadline=90)
+    with Producer(scene) as plain, Producer(scene, durable) as careful:
+        began = time.monotonic()
+        old.pause()
+        new = fleet.wait_for_another(old)
+        old.resume()
+        until(lambda: fleet.replicas(new) == 2, 30)
+        scene.note("the master was frozen, and replaced", began=began)
+        for producer in (plain, careful):
+            until(producer.more(), 20)
+            assert not producer.errors
+    durable.close()
+    kept = survivors(scene, careful.accepted, most_lost=0)
+    check_after(scene, kept | survivors(scene, plain.accepted, most_lost=100_000))
+
+
+@on_sentinel
+def test_what_all_replicas_have_outlives_a_master_that_an_operator_moves(scene: Scene) -> None:
+    """F31, with durability."""
+    scene.worker("-p", "2", "-t", "4")
+    fleet = scene.topology.fleet
+    durable = scene.shell.app(durability="replicas:2", enqueue_deadline=90)
+    with Producer(scene, durable) as producer:
+        began = time.monotonic()
+        fleet.fail_over()
+        until(lambda: fleet.replicas(scene.topology.primary) == 2, 30)
+        scene.note("the master was moved", began=began)
+        until(producer.more(), 20)
+        assert not producer.errors
+    durable.close()
+    check_after(scene, survivors(scene, producer.accepted, most_lost=0))
 
 
 @on_sentinel

@@ -16,6 +16,7 @@ from redis.exceptions import NoPermissionError
 import taskq
 from taskq import TaskQ
 from taskq.cli.place import printable
+from taskq.config import Settings
 from tests.cli.conftest import SECRET, Shell
 from tests.eventually import until
 from tests.fleets import Cluster
@@ -62,7 +63,8 @@ class Users:
         return redis.Redis(port=self.server.port, username="judge", password="judge", protocol=2)
 
     def app(self, role: str) -> TaskQ:
-        return TaskQ(self.shell.name, url=self.urls[role], secret=SECRET, queues=["mail"])
+        settings: Settings = {"secret": SECRET, "enqueue_deadline": 5}
+        return TaskQ(self.shell.name, url=self.urls[role], queues=["mail"], **settings)
 
 
 @pytest.fixture
@@ -89,12 +91,13 @@ def test_a_whole_run_asks_for_nothing_that_is_denied(users: Users, tmp_path: Pat
         assert isinstance(app.send_task("proj.fail").exception(timeout=5), KeyError)
         assert app.send_task("proj.relay", (4,)).get(timeout=5) == 5
         assert app.send_task("proj.ask", (4,)).get(timeout=5) == 5
+        with pytest.raises(taskq.EnqueueUncertain, match="0 of 1 replicas"):
+            app.send_task("proj.add", (5, 5), id="order-42", durability="replicas:1")
         expired = app.send_task("proj.nobody", expires=0.2)
         assert isinstance(expired.exception(timeout=5), taskq.Expired)
         assert named.snapshot().status is taskq.State.SUCCEEDED
         assert named.forget()
-        large = app.send_task("proj.add", ("x" * 50_000, "y"))
-        assert len(large.get(timeout=5)) == 50_001
+        assert len(app.send_task("proj.add", ("x" * 50_000, "y")).get(timeout=5)) == 50_001
         # A child dies, and its message is taken back; scripts are gone, and loaded anew.
         held = app.send_task("proj.hold", (str(tmp_path),))
         until(lambda: list(tmp_path.glob("started-*")))
@@ -111,10 +114,8 @@ def test_a_whole_run_asks_for_nothing_that_is_denied(users: Users, tmp_path: Pat
         assert app.schedules.run_now("often").get(timeout=5) == 3
         assert app.schedules.backfill("often", often.next_at, often.next_at + timedelta(seconds=1))
         app.schedules.remove("often")
-        unknown = app.send_task("proj.nobody")
-        assert not unknown.ready()
         with pytest.raises(taskq.ResultTimeout):
-            unknown.get(timeout=4)  # it looks whether a worker is there
+            app.send_task("proj.nobody").get(timeout=4)  # it looks whether a worker is there
     status = shell.type("status", "-A", "proj", "--json", TASKQ_URL=users.urls["watcher"])
     assert (status.returncode, status.stderr) == (0, "")
     assert len(json.loads(status.stdout)["queues"]["default"]["workers"]) == 2

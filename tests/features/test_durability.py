@@ -1,0 +1,268 @@
+"""`durability="replicas:2"`: a call returns when so many replicas have the message, or says so."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from taskq import BrokerUnavailable, ConfigError, DuplicateMessage, EnqueueUncertain, TaskQ
+from taskq.broker import keys
+from tests.eventually import until
+from tests.features.conftest import SECRET, Awaited
+from tests.fleets import Cluster, Followed, SentinelSet, info_of
+from tests.servers import Server
+
+pytestmark = pytest.mark.slow
+
+SHORT, PATIENT = 0.5, 60
+
+
+class Place:
+    """A queue's master and replicas, whoever watches over them."""
+
+    def __init__(self, fleet: Any, app: TaskQ) -> None:
+        self.fleet, self.base = fleet, keys.base(app.name, "default")
+
+    @property
+    def master(self) -> Server:
+        if isinstance(self.fleet, Cluster):
+            return self.fleet.owner(self.base)
+        master: Server = (
+            self.fleet.master if isinstance(self.fleet, Followed) else self.fleet.primary
+        )
+        return master
+
+    @property
+    def replicas(self) -> Sequence[Server]:
+        if isinstance(self.fleet, Cluster):
+            return [one for one in self.fleet.nodes if self.fleet.master_of(one) is self.master]
+        others: Sequence[Server] = (
+            self.fleet.replicas
+            if isinstance(self.fleet, Followed)
+            else [one for one in self.fleet.servers if one is not self.master]
+        )
+        return others
+
+    @contextlib.contextmanager
+    def frozen(self, count: int | None = None) -> Iterator[None]:
+        """Stop so many replicas, or all; their connections stay open."""
+        some = list(self.replicas)[:count]
+        for one in some:
+            one.pause()
+        try:
+            yield
+        finally:
+            for one in some:
+                one.resume()
+
+    def queued(self) -> int:
+        with self.master.client() as client:
+            return int(client.llen(f"{self.base}ready:add"))
+
+
+FLEETS: dict[str, Callable[[], Any]] = {
+    "alone": Followed,
+    "sentinels": lambda: SentinelSet(down_after_ms=60_000),
+    "cluster": lambda: Cluster(replicas=1),
+}
+
+
+@pytest.fixture(scope="module", params=list(FLEETS))
+def fleet(request: pytest.FixtureRequest) -> Iterator[Any]:
+    with FLEETS[request.param]() as running:
+        yield running
+
+
+@pytest.fixture
+def followed() -> Iterator[Followed]:
+    with Followed() as running:
+        yield running
+
+
+def new_app(url: str, name: str, **settings: Any) -> TaskQ:
+    app = TaskQ(name, url=url, secret=SECRET, **settings)
+
+    @app.task(name="add")
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    @app.task(name="other")
+    def other() -> None: ...
+
+    return app
+
+
+def add(app: TaskQ, **options: Any) -> Any:
+    return app.tasks["add"].options(**options) if options else app.tasks["add"]
+
+
+def uncertain(call: Callable[[], Any], count: str) -> EnqueueUncertain:
+    with pytest.raises(EnqueueUncertain, match=f"stands on the master; .*{count} replicas") as told:
+        call()
+    assert repr(told.value.id) in str(told.value)
+    return told.value
+
+
+def test_too_few_replicas_are_told_and_the_message_is_there_once(
+    fleet: Any, namespace: str, awaited: Awaited
+) -> None:
+    asked: dict[str, Any] = {"durability": "replicas:1"}
+    with (
+        new_app(fleet.url, namespace, enqueue_deadline=SHORT, **asked) as app,
+        new_app(fleet.url, namespace, enqueue_deadline=PATIENT, **asked) as patient,
+    ):
+        place, task = Place(fleet, app), add(app)
+        add(patient).delay(1, 1)
+        awaited(add(patient).adelay(1, 1), patient)
+        with place.frozen():
+            error = uncertain(lambda: task.delay(1, 2), "0 of 1")
+            uncertain(lambda: awaited(task.adelay(1, 2), app), "0 of 1")
+            uncertain(lambda: add(app, countdown=60).delay(1, 2), "0 of 1")
+            uncertain(lambda: awaited(add(app, countdown=60).adelay(1, 2), app), "0 of 1")
+            assert place.queued() == 4
+            # What is known already writes nothing: that proves nothing either.
+            again = add(app, id=error.id)
+            uncertain(lambda: again.delay(1, 2), "0 of 1")
+            uncertain(lambda: awaited(again.adelay(1, 2), app), "0 of 1")
+            assert add(app, durability="replicas:0").delay(1, 3)
+        assert add(patient, id=error.id).delay(1, 2).id == error.id
+        assert place.queued() == 5
+
+
+def test_replicas_have_what_a_call_returned_for(fleet: Any, namespace: str) -> None:
+    with new_app(fleet.url, namespace, enqueue_deadline=PATIENT) as app:
+        place = Place(fleet, app)
+        task = add(app, durability=f"replicas:{len(place.replicas)}")
+        ids = [task.delay(1, 2).wire_id, *(one.wire_id for one in task.starmap([(1, 2)] * 3))]
+        for replica in place.replicas:
+            with replica.client() as client:
+                client.execute_command("READONLY")
+                assert client.exists(*(f"{place.base}m:{id}" for id in ids)) == len(ids)
+
+
+def test_many_at_once_stop_at_the_page_that_too_few_have(
+    fleet: Any, namespace: str, awaited: Awaited
+) -> None:
+    with (
+        new_app(fleet.url, namespace, enqueue_deadline=SHORT) as app,
+        new_app(fleet.url, namespace, enqueue_deadline=PATIENT) as patient,
+    ):
+        place = Place(fleet, app)
+        calls = [add(app, durability="replicas:1").s(x, 1) for x in range(1_500)]
+        with place.frozen():
+            for send in (app.enqueue_many, lambda some: awaited(app.aenqueue_many(some), app)):
+                error = uncertain(lambda send=send: send(calls), "0 of 1")
+                assert (len(error.sent), len(error.unsent)) == (0, 1_500)
+            assert len(app.enqueue_many(add(app).s(x, 1) for x in range(1_500))) == 1_500
+        again = [
+            add(patient, id=one.options.id, durability="replicas:1").s(*one.args)
+            for one in error.unsent
+        ]
+        assert len(patient.enqueue_many(again)) == 1_500
+        assert place.queued() == 2 * 1_000 + 1_500 + 500
+
+
+def test_who_asks_for_more_makes_nobody_else_wait(followed: Followed, namespace: str) -> None:
+    """Those sent meanwhile share calls with those alone who ask for as many."""
+    with (
+        new_app(followed.url, namespace, enqueue_deadline=PATIENT) as app,
+        ThreadPoolExecutor(20) as pool,
+    ):
+        place, modest, strict = Place(followed, app), "replicas:1", "replicas:2"
+        with place.frozen(1):
+            waiting = [pool.submit(add(app, durability=strict).delay, 1, x) for x in range(8)]
+            until(lambda: place.queued() >= 2)
+            served: list[Future[Any]] = [
+                pool.submit(add(app, durability=asked).delay, 1, 2) for asked in (None, modest) * 4
+            ]
+            assert len([one.result(30) for one in served]) == 8
+            assert not any(one.done() for one in waiting)
+        assert len([one.result(30) for one in waiting]) == 8
+        assert place.queued() == 16
+
+
+def test_a_line_that_breaks_while_replicas_are_waited_for_is_no_excuse(
+    followed: Followed, namespace: str
+) -> None:
+    with (
+        new_app(followed.url, namespace, enqueue_deadline=PATIENT) as app,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        place = Place(followed, app)
+        with place.frozen():
+            waiting = pool.submit(add(app, durability="replicas:1").delay, 1, 2)
+            with followed.master.client() as client:
+                for _ in range(3):
+                    until(lambda: _waits(client))
+                    client.client_kill_filter(_type="normal", skipme=True)
+                    until(lambda: _waits(client), 20)
+            assert not waiting.done()
+        waiting.result(30)
+        assert place.queued() == 1
+
+
+def _waits(client: Any) -> bool:
+    return any(one["cmd"] == "wait" for one in client.client_list())
+
+
+def test_a_master_that_is_demoted_while_replicas_are_waited_for_proves_nothing(
+    followed: Followed, namespace: str
+) -> None:
+    with new_app(followed.url, namespace, enqueue_deadline=6) as app, ThreadPoolExecutor(1) as pool:
+        place = Place(followed, app)
+        with place.frozen():
+            waiting = pool.submit(add(app, durability="replicas:1").delay, 1, 2)
+            with followed.master.client() as client:
+                until(lambda: _waits(client))
+                client.replicaof("127.0.0.1", str(followed.replicas[0].port))
+            assert isinstance(waiting.exception(30), EnqueueUncertain)
+        with followed.master.client() as client:
+            client.replicaof("NO", "ONE")
+
+
+def test_one_redis_without_replicas_says_so_at_the_call(redis_url: str, namespace: str) -> None:
+    for url in (redis_url, f"memory://{namespace}"):
+        with new_app(url, namespace, durability="replicas:1", enqueue_deadline=SHORT) as app:
+            with pytest.raises(EnqueueUncertain, match="stands on the master"):
+                add(app).delay(1, 2)
+            with pytest.raises(EnqueueUncertain):
+                app.enqueue_many([add(app).s(1, 2)])
+
+
+def test_an_id_of_another_task_is_a_duplicate_whatever_replicas_say(
+    redis_url: str, namespace: str
+) -> None:
+    with new_app(redis_url, namespace, enqueue_deadline=SHORT) as app:
+        app.tasks["other"].options(id="one").delay()
+        with pytest.raises(DuplicateMessage):
+            add(app, id="one", durability="replicas:1").delay(1, 2)
+
+
+def test_a_setting_that_cannot_be_meant_is_told_at_the_first_call(redis_url: str) -> None:
+    app = TaskQ("shop", url=redis_url, secret=SECRET, durability="many")
+    with pytest.raises(ConfigError, match=r"durability must be 'replicas:<count>'"):
+        app.send_task("add", (1, 2))
+
+
+def test_a_master_that_may_not_write_alone_is_waited_for(namespace: str) -> None:
+    """NOREPLICAS."""
+    options: dict[str, str | int] = {"min-replicas-to-write": 1, "repl-diskless-sync-delay": 0}
+    with Server(**options) as master, Server() as replica:
+        with new_app(master.url, namespace, enqueue_deadline=SHORT) as app:
+            with pytest.raises(BrokerUnavailable, match="NOREPLICAS") as told:
+                add(app).delay(1, 2)
+            assert not isinstance(told.value, EnqueueUncertain)
+        with (
+            new_app(master.url, namespace, enqueue_deadline=PATIENT) as app,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            sent = pool.submit(add(app).delay, 1, 2)
+            refused = until(lambda: info_of(master, "errorstats").get("errorstat_NOREPLICAS"))
+            assert refused
+            with replica.client() as client:
+                client.replicaof("127.0.0.1", str(master.port))
+            sent.result(30)
