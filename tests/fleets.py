@@ -12,7 +12,7 @@ import redis
 from redis.crc import key_slot
 
 from tests.eventually import until
-from tests.servers import CLUSTER_SLOTS, HOST, Server, ServerError
+from tests.servers import CLUSTER_SLOTS, HOST, Server, ServerError, Tls
 
 SERVICE = "main"
 _until = functools.partial(until, seconds=20.0)
@@ -52,10 +52,13 @@ class Sentinel(Server):
     def __init__(
         self, master: Server, binary: Path | None = None, *, down_after_ms: int, password: str = ""
     ) -> None:
-        super().__init__(binary, **({"requirepass": password} if password else {}))
+        super().__init__(binary, master.tls, **({"requirepass": password} if password else {}))
         self._file = self.folder / "sentinel.conf"
+        ports: dict[str, str | int] = {"port": self.port}
+        if self.tls is not None:
+            ports = self.tls.options(self.port)
         lines = [
-            f"port {self.port}",
+            *(f"{name} {value}" for name, value in ports.items()),
             f"bind {HOST}",
             f"dir {self.folder}",
             f"sentinel monitor {SERVICE} {HOST} {master.port} 2",
@@ -79,6 +82,7 @@ class SentinelSet:
     def __init__(
         self,
         binary: Path | None = None,
+        tls: Tls | None = None,
         *,
         down_after_ms: int = 600,
         sentinel_password: str = "",
@@ -86,7 +90,7 @@ class SentinelSet:
     ) -> None:
         if password := options.get("requirepass"):
             options["masterauth"] = password
-        self.servers = [Server(binary, **(_REPLICATED | options)) for _ in range(3)]
+        self.servers = [Server(binary, tls, **(_REPLICATED | options)) for _ in range(3)]
         self.sentinels = [
             Sentinel(
                 self.servers[0], binary, down_after_ms=down_after_ms, password=sentinel_password
@@ -122,10 +126,11 @@ class SentinelSet:
         hosts = ",".join(f"{HOST}:{one.port}" for one in self.sentinels)
         password = self.servers[0].password
         credentials = f":{password}@" if password else ""
-        asked = self._sentinel_password
-        return f"redis+sentinel://{credentials}{hosts}/{SERVICE}" + (
-            f"?sentinel_password={asked}" if asked else ""
-        )
+        tls, query = self.servers[0].tls, {"sentinel_password": self._sentinel_password}
+        query["ssl_ca_certs"] = str(tls.authority) if tls else ""
+        told = "&".join(f"{name}={value}" for name, value in query.items() if value)
+        scheme = "rediss+sentinel" if tls else "redis+sentinel"
+        return f"{scheme}://{credentials}{hosts}/{SERVICE}" + (f"?{told}" if told else "")
 
     @property
     def primary(self) -> Server:
@@ -179,16 +184,19 @@ class SentinelSet:
 class _Member(Server):
     """A node that is told nothing of slots."""
 
-    def __init__(self, binary: Path | None = None, **options: str | int) -> None:
+    def __init__(
+        self, binary: Path | None = None, tls: Tls | None = None, **options: str | int
+    ) -> None:
         cluster: dict[str, str | int] = {
             "cluster-enabled": "yes",
             "cluster-announce-ip": HOST,
             "cluster-node-timeout": 1000,
+            **({"tls-cluster": "yes"} if tls else {}),
             # One shard that is away takes no other with it.
             "cluster-require-full-coverage": "no",
             "cluster-replica-validity-factor": 0,
         }
-        super().__init__(binary, **(_REPLICATED | cluster | options))
+        super().__init__(binary, tls, **(_REPLICATED | cluster | options))
 
     @property
     def name(self) -> str:
@@ -201,11 +209,16 @@ class Cluster:
     """Three masters with a third of the slots each, and as many replicas as asked for."""
 
     def __init__(
-        self, binary: Path | None = None, *, replicas: int = 0, **options: str | int
+        self,
+        binary: Path | None = None,
+        tls: Tls | None = None,
+        *,
+        replicas: int = 0,
+        **options: str | int,
     ) -> None:
         if password := options.get("requirepass"):
             options["masterauth"] = password
-        self.nodes = [_Member(binary, **options) for _ in range(3 + 3 * replicas)]
+        self.nodes = [_Member(binary, tls, **options) for _ in range(3 + 3 * replicas)]
         # Which of them have slots now.
         self.masters = self.nodes[:3]
 
@@ -241,7 +254,9 @@ class Cluster:
     def url(self) -> str:
         password = self.nodes[0].password
         credentials = f":{password}@" if password else ""
-        hosts = ",".join(f"{HOST}:{one.port}" for one in self.nodes[:2])
+        hosts, tls = ",".join(f"{HOST}:{one.port}" for one in self.nodes[:2]), self.nodes[0].tls
+        if tls is not None:
+            return f"rediss+cluster://{credentials}{hosts}/?ssl_ca_certs={tls.authority}"
         return f"redis+cluster://{credentials}{hosts}/"
 
     def owner(self, key: str, *, but: Server | None = None) -> Server:

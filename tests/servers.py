@@ -7,6 +7,7 @@ kills every server that still runs and removes the folder that holds them all.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import fcntl
 import functools
 import importlib.util
@@ -88,6 +89,35 @@ def default_binary() -> Path:
     raise ServerError(msg)
 
 
+@functools.cache
+def speaks_tls(binary: Path) -> bool:
+    """Tell whether a server was built with TLS: then it asks for a certificate."""
+    # It asks before it would bind the port.
+    words = [str(binary), "--port", "0", "--tls-port", "1"]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False).stdout
+    return "Failed to configure TLS" in told
+
+
+@dataclasses.dataclass(frozen=True)
+class Tls:
+    """The files by which a server speaks TLS, and nothing else."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    def options(self, port: int) -> dict[str, str | int]:
+        return {
+            "port": 0,
+            "tls-port": port,
+            "tls-ca-cert-file": str(self.authority),
+            "tls-cert-file": str(self.certificate),
+            "tls-key-file": str(self.key),
+            "tls-auth-clients": "no",
+            "tls-replication": "yes",
+        }
+
+
 def free_port() -> int:
     """Return a port that is free, as is the cluster bus port that goes with it.
 
@@ -162,8 +192,11 @@ class Server:
     Options are the server's own settings: `Server(maxmemory="50mb", requirepass="x")`.
     """
 
-    def __init__(self, binary: Path | None = None, **options: str | int) -> None:
+    def __init__(
+        self, binary: Path | None = None, tls: Tls | None = None, **options: str | int
+    ) -> None:
         self.binary = binary or default_binary()
+        self.tls = tls
         self.folder = Path(tempfile.mkdtemp(prefix="s", dir=_root()))
         self.port = free_port()
         self.unix_socket = self.folder / "s"
@@ -179,6 +212,8 @@ class Server:
             "appendonly": "no",
             "maxmemory-policy": "noeviction",
         } | {name.replace("_", "-"): value for name, value in options.items()}
+        if tls is not None:
+            self._options |= tls.options(self.port)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -189,6 +224,9 @@ class Server:
 
     @property
     def url(self) -> str:
+        if self.tls is not None:
+            query = f"?ssl_ca_certs={self.tls.authority}"
+            return f"rediss://{self._credentials()}{HOST}:{self.port}/0{query}"
         return f"redis://{self._credentials()}{HOST}:{self.port}/0"
 
     @property
@@ -212,6 +250,9 @@ class Server:
             protocol=2,
             socket_timeout=5,
             retry=Retry(NoBackoff(), 0),
+            ssl=self.tls is not None,
+            ssl_ca_certs=str(self.tls.authority) if self.tls else None,
+            ssl_check_hostname=False,
         )
 
     def start(self) -> Self:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from redis.exceptions import NoPermissionError
 
@@ -111,9 +111,8 @@ def _signing(access: Access) -> Finding:
 
 
 def _transport(endpoint: Endpoint) -> Finding:
-    parts = urlsplit(endpoint.url)
-    if parts.scheme == "rediss":
-        options = parse_qs(parts.query)
+    if endpoint.encrypted:
+        options = parse_qs(endpoint.url.partition("?")[2])
         unchecked = {"none", "optional"} & {one.lower() for one in options.get("ssl_cert_reqs", ())}
         if unchecked or options.get("ssl_check_hostname", ["true"])[0].lower() in ("false", "0"):
             fix = (
@@ -124,7 +123,7 @@ def _transport(endpoint: Endpoint) -> Finding:
     if endpoint.local:
         return Finding(Level.OK, "transport", "does not leave this machine")
     text = f"password and messages travel in clear to {endpoint.place}"
-    return Finding(Level.WARNING, "transport", text, "use rediss://")
+    return Finding(Level.WARNING, "transport", text, "begin the URL with rediss")
 
 
 def _server(

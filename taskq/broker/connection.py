@@ -43,10 +43,11 @@ from taskq.broker.guides import (
     Hello,
     Question,
     Sentinels,
-    Slots,
+    distrusts,
     pairs,
     slot_of,
     spelt,
+    told,
 )
 from taskq.broker.switches import Switches
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError, Interrupted
@@ -90,10 +91,11 @@ class Endpoint:
     def __init__(self, url: str) -> None:
         place = places.read(url)
         self.url, self.place, self.local = url, place.shown, place.local
+        self.encrypted = place.encrypted
         self.memory = place.scheme == "memory"
         self._guide: Guide | None = place.guide
         # Whether each queue is on a node of its own.
-        self.clustered = isinstance(self._guide, Slots)
+        self.clustered = place.clustered
         # What is published reaches who listens at the same node, and no other: known once a
         # node was connected to.
         self.sharded = False
@@ -157,7 +159,8 @@ class Endpoint:
     def only(self, address: Address) -> Endpoint:
         """Return one of the servers behind a URL that names several."""
         there = copy.copy(self)
-        there._guide, there.place = Fixed(address), f"redis://{spelt(address)}"  # noqa: SLF001
+        scheme = "rediss" if self.encrypted else "redis"
+        there._guide, there.place = Fixed(address), f"{scheme}://{spelt(address)}"  # noqa: SLF001
         return there
 
     def inquire(self) -> list[tuple[Address, Any]]:
@@ -269,7 +272,7 @@ class Endpoint:
         }
         if not url.startswith("unix"):
             options["socket_keepalive"] = True
-        if url.startswith("rediss"):
+        if self.encrypted:
             # Older clients do not compare the host's name; what the URL says beats this.
             unchecked = "ssl_cert_reqs=none" in url.lower()
             options |= {"ssl_cert_reqs": "required", "ssl_check_hostname": not unchecked}
@@ -333,10 +336,9 @@ def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:
         return BrokerFull(f"{place}: Redis is at its maxmemory: {error}")
     if isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):
         return BrokerError(f"{place}: {type(error).__name__}: Redis refused user or password")
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+    if distrusts(error):
         # No time will mend that.
-        fix = "name its CA in the URL, as ?ssl_ca_certs=/path/to/ca.pem"
-        return BrokerError(f"{words}; {fix}")
+        return BrokerError(f"{place}: {told(error)}")
     passing = (BusyLoadingError, ReadOnlyError, ClusterDownError, TryAgainError)
     refused = isinstance(error, ResponseError) and _PASSING.search(str(error))
     if refused or isinstance(error, passing):

@@ -81,14 +81,17 @@ class Sentinels:
 
     def search(self, slot: int) -> Search:  # noqa: ARG002
         """Return the master that the first of them names who knows one that is up."""
-        refusal, away = "", ""
+        refusal, away, distrust = "", "", ""
         for address in self._addresses:
             reply = yield Question(address, ("SENTINEL", "MASTER", self.service))
             if isinstance(reply, Exception):
-                if _refuses(reply):
-                    refusal = f"{spelt(address)}: {_told(reply)}"
+                words = f"{spelt(address)}: {told(reply)}"
+                if distrusts(reply):
+                    distrust = words
+                elif _refuses(reply):
+                    refusal = words
                 else:
-                    away = f"{spelt(address)}: {_told(reply)}"
+                    away = words
                 continue
             fields = pairs(reply)
             flags = fields.get(b"flags", b"").split(b",")
@@ -99,6 +102,9 @@ class Sentinels:
             others = (one for one in self._addresses if one != address)
             self._addresses = [address, *others]
             return fields[b"ip"].decode(), int(fields[b"port"])
+        if distrust and not (away or refusal):
+            msg = f"{self._place}: {distrust}"
+            raise BrokerError(msg)
         if not away:
             msg = (
                 f"{self._place}: no sentinel knows the master {self.service!r}; the last of them, "
@@ -180,25 +186,29 @@ class Slots:
         self._ranges, self._moved = [], {}
 
     def _learn(self) -> Generator[Question, Any, None]:
-        told = ""
+        last, distrusted = "", 0
         self._known = [*self._known[1:], *self._known[:1]]
-        for address in dict.fromkeys([*self._known, *self._seeds]):
+        asked = dict.fromkeys([*self._known, *self._seeds])
+        for address in asked:
             reply = yield Question(address, ("CLUSTER", "SLOTS"))
             if isinstance(reply, Exception):
-                told = f"{spelt(address)}: {_told(reply)}"
+                last = f"{spelt(address)}: {told(reply)}"
                 if _refuses(reply):
-                    msg = f"{self._place}: {told}"
+                    msg = f"{self._place}: {last}"
                     if "cluster support disabled" in str(reply):
                         msg += "; it is no cluster; one server's URL begins with redis://"
                         raise Misplaced(msg)
                     raise BrokerError(msg)
+                distrusted += distrusts(reply)
                 continue
             nodes = slots_of(reply, address)
             self._ranges = [(low, high, some[0]) for low, high, some in nodes]
             self._moved = {}
             self._known = list(dict.fromkeys(one for _, _, some in nodes for one in some))
             return
-        msg = f"{self._place}: no node answers; {told}"
+        msg = f"{self._place}: no node answers; {last}"
+        if distrusted == len(asked):
+            raise BrokerError(msg)
         raise BrokerUnavailable(msg)
 
 
@@ -250,11 +260,21 @@ def spelt(address: Address) -> str:
     return f"{address[0]}:{address[1]}"
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """Return an error's words; those of a refused login are not ours to show."""
     if isinstance(error, (AuthenticationError, AuthorizationError)):
         return "refused user or password"
-    return f"{type(error).__name__}: {error}"
+    words = f"{type(error).__name__}: {error}"
+    if "mismatch" in words and distrusts(error):
+        return f"{words}; its certificate must name the host as it is addressed"
+    if distrusts(error):
+        return f"{words}; name its CA in the URL, as ?ssl_ca_certs=/path/to/ca.pem"
+    return words
+
+
+def distrusts(error: Exception) -> bool:
+    """Whether the other side showed a certificate that is not to be trusted."""
+    return "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 def _refuses(error: Exception) -> bool:

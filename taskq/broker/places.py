@@ -17,7 +17,10 @@ import msgspec
 from taskq.broker.guides import ASK_SECONDS, Address, Guide, Sentinels, Slots
 from taskq.errors import ConfigError
 
-SCHEMES = ("redis", "rediss", "unix", "memory", "embedded", "redis+sentinel", "redis+cluster")
+SCHEMES = (
+    "redis", "rediss", "unix", "memory", "embedded", "redis+sentinel", "redis+cluster",
+    "rediss+sentinel", "rediss+cluster",
+)  # fmt: skip
 _PORT, _SENTINEL_PORT = 6379, 26379
 _TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
 
@@ -34,6 +37,16 @@ class Place(msgspec.Struct, frozen=True):
     plain: str
     guide: Guide | None = None
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether all that it leads to speaks TLS."""
+        return self.scheme.startswith("rediss")
+
+    @property
+    def clustered(self) -> bool:
+        """Whether each queue is on a node of its own."""
+        return self.scheme.endswith("+cluster")
+
 
 def read(url: str) -> Place:
     """Take a URL apart.
@@ -48,9 +61,9 @@ def read(url: str) -> Place:
         # Not the rest of it: a password may stand there.
         msg = f"url begins with {parts.scheme!r}, and must begin with one of {known}"
         raise ConfigError(msg)
-    if parts.scheme == "redis+sentinel":
+    if parts.scheme.endswith("+sentinel"):
         return _sentinels(parts)
-    if parts.scheme == "redis+cluster":
+    if parts.scheme.endswith("+cluster"):
         return _cluster(parts)
     local = parts.scheme in ("unix", "memory", "embedded") or _is_local(parts.hostname)
     return Place(parts.scheme, _shown(parts), local, url)
@@ -60,7 +73,7 @@ def _sentinels(parts: SplitResult) -> Place:
     addresses = _addresses(parts, _SENTINEL_PORT)
     service, _, database = parts.path.strip("/").partition("/")
     if not service:
-        msg = "url: redis+sentinel://h1,h2,h3/<service> names the master's service after the hosts"
+        msg = f"url: {parts.scheme}://h1,h2,h3/<service> names the master's service after the hosts"
         raise ConfigError(msg)
     if database and not database.isdecimal():
         msg = f"url: the database after the service must be a number, not {database!r}"
@@ -76,7 +89,7 @@ def _sentinels(parts: SplitResult) -> Place:
 def _cluster(parts: SplitResult) -> Place:
     addresses = _addresses(parts, _PORT)
     if parts.path.strip("/") not in ("", "0"):
-        msg = "url: a cluster has one database, 0: redis+cluster://h1,h2/"
+        msg = f"url: a cluster has one database, 0: {parts.scheme}://h1,h2/"
         raise ConfigError(msg)
     shown = _shown(parts)
     guide = Slots(shown, addresses, dict.fromkeys(_TIMEOUTS, ASK_SECONDS))
@@ -103,7 +116,8 @@ def _asking(parts: SplitResult) -> tuple[dict[str, Any], str]:
 def _plain(parts: SplitResult, address: Address, database: str, query: str) -> str:
     user, at, _ = parts.netloc.rpartition("@")
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    return urlunsplit(("redis", f"{user}{at}{host}:{address[1]}", f"/{database}", query, ""))
+    scheme = parts.scheme.partition("+")[0]
+    return urlunsplit((scheme, f"{user}{at}{host}:{address[1]}", f"/{database}", query, ""))
 
 
 def _addresses(parts: SplitResult, port: int) -> Sequence[Address]:

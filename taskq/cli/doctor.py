@@ -8,7 +8,7 @@ import secrets
 
 import click
 
-from taskq.broker import checkup, permissions
+from taskq.broker import checkup, permissions, places
 from taskq.broker.layout import Finding, Level
 from taskq.cli.place import app_option, open_app, printable
 from taskq.client.app import TaskQ
@@ -57,7 +57,8 @@ def acl(context: click.Context, roles: tuple[str, ...], app: str | None) -> None
     node is fed the same.
     """
     opened = open_app(context, app)
-    clustered = (opened.config.url or "").startswith("redis+cluster:")
+    url = opened.config.url
+    clustered = url is not None and places.read(url).clustered
     for role in roles or permissions.ROLES:
         password = secrets.token_hex(24)
         click.echo(permissions.rule(opened.name, role, password, clustered=clustered))

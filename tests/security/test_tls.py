@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,45 +15,11 @@ import pytest
 
 from taskq import BrokerError, TaskQ
 from taskq.testing import running_worker
+from tests.authority import Authority
 from tests.security.conftest import KEY
 from tests.servers import HOST, Server
 
 pytestmark = pytest.mark.slow
-
-
-class Authority:
-    """A CA, made by `openssl` in a folder."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
-        self.pem, self._key = folder / f"{name}.pem", folder / f"{name}.key"
-        self._openssl(
-            "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-            "-keyout", self._key, "-out", self.pem, "-days", "2", "-subj", f"/CN={name}",
-            "-addext", "basicConstraints=critical,CA:TRUE",
-            "-addext", "keyUsage=critical,keyCertSign",
-        )  # fmt: skip
-
-    def context(self, names: str, days: str = "2") -> ssl.SSLContext:
-        """Return what a server of these names needs: `DNS:localhost,IP:127.0.0.1`."""
-        stem = self.folder / f"{self.name}-{names.translate(str.maketrans(':,', '--'))}-{days}"
-        request, pem, key = (stem.with_suffix(end) for end in (".csr", ".pem", ".key"))
-        self._openssl(
-            "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-            "-keyout", key, "-out", request, "-subj", "/CN=server",
-        )  # fmt: skip
-        extensions = stem.with_suffix(".ext")
-        extensions.write_text(f"subjectAltName={names}\n")
-        self._openssl(
-            "x509", "-req", "-in", request, "-CA", self.pem, "-CAkey", self._key,
-            "-CAcreateserial", "-out", pem, "-days", days, "-extfile", extensions,
-        )  # fmt: skip
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(pem, key)
-        return context
-
-    def _openssl(self, *words: Any) -> None:
-        subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)
 
 
 class TLSDoor:
