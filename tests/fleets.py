@@ -15,7 +15,7 @@ from tests.eventually import until
 from tests.servers import CLUSTER_SLOTS, HOST, Server, ServerError, Tls
 
 SERVICE = "main"
-_until = functools.partial(until, seconds=20.0)
+_until = functools.partial(until, seconds=60.0)
 # Replicas begin at once, and a master keeps enough of its words for one that was away.
 _REPLICATED: dict[str, str | int] = {"repl-diskless-sync-delay": 0, "repl-backlog-size": "16mb"}
 

@@ -24,7 +24,7 @@ from tests.fleets import SentinelSet
 SENDERS = 4
 # More than sockets hold goes by while nobody reads.
 PAYLOAD = "x" * 4096
-BEFORE, AFTER = 2.0, 3.0
+BEFORE, UNHEARD, AFTER = 2.0, 3.0, 3.0
 ASKED = ("replicas:0", "replicas:1", "replicas:2")
 
 
@@ -71,12 +71,12 @@ def kill(fleet: SentinelSet) -> None:
 
 
 def kill_unheard(fleet: SentinelSet) -> None:
-    """Kill the master when no replica has heard of it for 0.7 s."""
+    """Kill the master when no replica has heard of it for 3 s."""
     old = fleet.primary
     replicas = [one for one in fleet.servers if one is not old]
     for one in replicas:
         one.pause()
-    let_pass(0.7)
+    let_pass(UNHEARD)
     old.kill()
     for one in replicas:
         one.resume()
@@ -91,7 +91,7 @@ def move(fleet: SentinelSet) -> None:
 
 EVENTS: dict[str, Callable[[SentinelSet], None]] = {
     "killed": kill,
-    "killed, unheard for 0.7 s": kill_unheard,
+    "killed, unheard for 3 s": kill_unheard,
     "moved": move,
 }
 

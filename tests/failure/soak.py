@@ -2,7 +2,9 @@
 
     make soak                                  half an hour
     python -m tests.failure.soak --seconds 60 --seed 7
+    python -m tests.failure.soak --topology cluster
 
+Where there are several servers, their master is killed every twenty seconds.
 It goes in rounds of load and faults. After each the nine invariants are checked on all
 messages of the round; the first that does not hold ends it, with the seed that repeats it.
 """
@@ -19,6 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.failure.books import Books, check_after
+from tests.failure.producer import MOST_LOST, survivors
 from tests.failure.scene import Scene
 from tests.failure.slope import MEBIBYTE, resident
 from tests.failure.storm import Load, Storm
@@ -40,6 +43,16 @@ FAULTS = {
     "slow_lines": 2,
     "swallow_all": 2,
 }
+# Where there are several servers: they name each other, so no line can be put between.
+FLEET_FAULTS = {
+    "kill_child": 10,
+    "freeze_child": 6,
+    "kill_worker": 2,
+    "stop_worker": 2,
+    "flush_scripts": 3,
+    "kill_connections": 4,
+}
+KILL_SECONDS = 20.0
 ROUND_FAULTS = 12
 RATE = 100.0
 # Outcomes must outlive their round, and be gone some rounds later.
@@ -55,7 +68,9 @@ class Soak:
             "TASKQ_RESULT_TTL": str(RESULT_SECONDS), "TASKQ_FAILURE_TTL": str(RESULT_SECONDS),
         }  # fmt: skip
         self._storm = Storm(scene, seed)
-        self.rounds = self.messages = self.runs = 0
+        self._fleet = scene.topology.fleet is not None
+        self._next_kill = time.monotonic() + (KILL_SECONDS if self._fleet else float("inf"))
+        self.rounds = self.messages = self.runs = self.lost = 0
         self.ends: Counter[str] = Counter()
         self.slowest = 0.0
 
@@ -64,13 +79,22 @@ class Soak:
         self.rounds += 1
         load = Load(self._scene, self._seed + 10 * self.rounds, rate=RATE)
         load.start()
-        for fault in self._chance.choices(list(FAULTS), list(FAULTS.values()), k=ROUND_FAULTS):
+        kinds, kills = FLEET_FAULTS if self._fleet else FAULTS, 0
+        for fault in self._chance.choices(list(kinds), list(kinds.values()), k=ROUND_FAULTS):
             self._storm.run([fault], gap=(0.3, 1.5))
+            if time.monotonic() > self._next_kill:
+                self._storm.run(["kill_master"], gap=(0.3, 1.5))
+                self._next_kill = time.monotonic() + KILL_SECONDS
+                kills += 1
             if time.monotonic() > until_then:
                 break
         load.stop()
         calm = time.monotonic()
-        books = Books(self._scene, load.expected)
+        expected = load.expected
+        if kills:
+            expected = survivors(self._scene, expected, kills * MOST_LOST, seconds=60)
+            self.lost += len(load.expected) - len(expected)
+        books = Books(self._scene, expected)
         books.settle(60)
         self.slowest = max(self.slowest, time.monotonic() - calm)
         books.check()
@@ -92,7 +116,8 @@ class Soak:
         ]
         return (
             f"round {self.rounds}: {self.messages} messages, {self.runs} runs "
-            f"({dict(self.ends)}); {sum(self._storm.done.values())} faults: {faults}; "
+            f"({dict(self.ends)}), {self.lost} lost; "
+            f"{sum(self._storm.done.values())} faults: {faults}; "
             f"settled in {self.slowest:.1f} s at most; Redis {keys} keys, {used:.1f} MiB; "
             f"children {', '.join(f'{one:.0f}' for one in workers)} MiB"
         )
@@ -114,7 +139,7 @@ def main() -> int:
     print(f"FAILURE_SEED={options.seed}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave nothing behind
     with tempfile.TemporaryDirectory() as folder:
-        topology = TOPOLOGIES[options.topology](proxied=True)
+        topology = TOPOLOGIES[options.topology](proxied=options.topology == "single")
         scene = Scene(Path(folder), topology)
         held = False
         try:

@@ -170,6 +170,17 @@ class Storm:
     def kill_redis(self) -> None:
         self._without_redis("kill", 0.2, 1.0)
 
+    def kill_master(self) -> None:
+        """Lose the master for good: another is chosen, and it comes back as a replica."""
+        topology, began = self._scene.topology, time.monotonic()
+        old = topology.primary
+        topology.kill_primary()
+        self._scene.note("kill master", began=began)
+        self.rest(self._chance.uniform(0.2, 1.0))
+        old.start()
+        topology.fleet.settle()
+        self._scene.note("kill master", began=began)
+
     def stop_redis(self) -> None:
         self._without_redis("stop", 0.2, 2.0)
 

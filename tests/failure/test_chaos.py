@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.failure.books import check_after
+from tests.failure.producer import MOST_LOST, survivors
 from tests.failure.soak import Soak
 from tests.failure.storm import Load, Storm, shuffled
 
@@ -43,6 +44,29 @@ def test_ten_thousand_messages_survive_kills_freezes_and_two_deaths_of_redis(
         f"ends {dict(Counter(one.record.state.name for one in books.accounts))}"
     )
     assert lost >= 10
+
+
+FLEET_MESSAGES = 4_000
+FLEET_FAULTS = {"kill_child": 8, "freeze_child": 4, "kill_worker": 1, "kill_master": 3}
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("topology", ["sentinel", "cluster"], indirect=True)
+def test_four_thousand_messages_survive_kills_and_the_deaths_of_three_masters(
+    new_scene: Any, seed: int
+) -> None:
+    """`python -m tests.failure.soak --topology cluster` does the same for half an hour."""
+    scene = new_scene()
+    storm = Storm(scene, seed)
+    load = Load(scene, seed, rate=110, count=FLEET_MESSAGES)
+    load.start()
+    storm.run(shuffled(seed, FLEET_FAULTS), gap=(0.5, 1.0))
+    load.join(200)
+    assert len(load.expected) == FLEET_MESSAGES
+    kept = survivors(scene, load.expected, 3 * MOST_LOST, seconds=90)
+    books = check_after(scene, kept)
+    print(f"{sum(len(one.runs) for one in books.accounts)} runs, faults {dict(storm.done)}")
 
 
 @pytest.mark.timeout(200)
