@@ -163,19 +163,27 @@ def test_it_writes_no_data_by_a_format(name: str) -> None:
 
 
 @each_script
-def test_it_has_the_pieces_it_needs_and_no_others(name: str) -> None:
-    """A piece that is missing shows as a global; one too many costs time in each call."""
+def test_it_names_the_pieces_it_needs_and_no_others(name: str) -> None:
+    """A piece that is missing shows as a global."""
     own = scripts.source(name)
-    used = re.search(r"^-- use: (.*)$", own, re.MULTILINE)
-    assert used is not None
-    pieces = used.group(1).split()
-    text = scripts.load(name).text
-    for piece in pieces:
-        library = scripts.source(f"lib/{piece}")
-        assert library in text
-        made = re.findall(r"^local (?:function )?(\w+)", library, re.MULTILINE)
-        rest = text.replace(library, "")
-        assert any(re.search(rf"\b{word}\b", rest) for word in made), f"{piece} is not used"
+    assert re.search(r"^-- use: ", own, re.MULTILINE)
+    lists = re.findall(r"^-- (?:use|seldom): (.*)$", own, re.MULTILINE)
+    for piece in re.findall(r"^-- here: (\w+)$", own, re.MULTILINE):
+        own += scripts.source(f"lib/{piece}")
+    for pieces in map(str.split, lists):
+        for piece in pieces:
+            others = [scripts.source(f"lib/{one}") for one in pieces if one != piece]
+            text = "".join([own, *others])
+            made = definitions(scripts.source(f"lib/{piece}"))
+            assert any(re.search(rf"\b{word}\b", text) for word in made), f"{piece} is not used"
+
+
+@each_script
+def test_it_makes_no_function_that_it_does_not_call(name: str) -> None:
+    """One too many costs time in each call."""
+    text = "\n".join(code_of(name))
+    for word in re.findall(r"^local function (\w+)", text, re.MULTILINE):
+        assert len(re.findall(rf"\b{word}\b", text)) > 1, f"{word} is not used"
 
 
 @each_script
@@ -239,6 +247,10 @@ def header(name: str, word: str, *, whole: bool = False) -> str:
     found = re.search(rf"^-- {word}\b *(.*)$", scripts.source(name), re.MULTILINE)
     assert found is not None
     return found.group(1) if whole else re.split(r" {3,}", found.group(1))[0].strip()
+
+
+def definitions(text: str) -> list[str]:
+    return re.findall(r"^local (?:function )?(\w+)", text, re.MULTILINE)
 
 
 def code_of(name: str) -> list[str]:

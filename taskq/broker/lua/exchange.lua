@@ -2,7 +2,7 @@
 -- KEYS  base
 -- ARGV  worker seq digest lease_ms publish threads coroutines letters letter_age_ms lots (kind number count (field payload)*count)*lots (task cap)*
 -- Returns {word now_us next_due more verdicts (record message)*}    word: 'ok' | 'lost' | 'stale'
--- use: core clock counts records lanes scheduled dead cancels running
+-- use: core clock due records lanes running
 --
 -- more      kinds of slot for which work is left; 'x': the worker is to ask for its `orders`
 -- lots      ends of attempts, of one kind and number each:
@@ -26,7 +26,27 @@ local running = base .. 'running:' .. worker
 local last = call('HGET', base .. 'seqs', worker) or ''
 if sub(last, 1, 10) > seq then return {'stale', digits(now_us), '', '', ''} end
 
--- here: ends
+-- What was claimed so far: bytes looked at, messages looked at, what goes into `running` and the
+-- records (side by side, two places a message; `places` counts them), and the ids.
+local taken_bytes, looked = 0, 0
+local claims, records, places, taken = {}, {}, 0, {}
+local claim, caps = worker .. seq, {}
+-- Whether all claims that end in success held. They were let go of in one call; where one
+-- did not hold, the records tell which.
+local all_held
+
+-- seldom: counts records lanes running scheduled dead cancels ends doubts arrivals
+
+-- What `finish` does, for the many that succeeded and were held.
+local function record_all(lot, verdicts)
+  local record_of, channel_of, ttl_ms = base .. 'm:', base .. 'done:', lot.number
+  for i = lot.first, lot.last, 2 do
+    local id, report = sub(ARGV[i], 1, 32), ARGV[i + 1]
+    call('SET', record_of .. id, report, 'PX', ttl_ms)
+    call(publish, channel_of .. id, #report <= 1024 and report or 's')
+  end
+  verdicts[#verdicts + 1] = string.rep('k', (lot.last - lot.first + 1) / 2)
+end
 
 -- A number that Redis would refuse must be refused before the first write.
 local at, lots, ending = 11, {}, {}
@@ -56,13 +76,12 @@ else
       record_all(lot, verdicts)
     else
       for i = lot.first, lot.last, 2 do
-        verdicts[#verdicts + 1] = finish(lot.kind, ARGV[i], ARGV[i + 1], lot.number)
+        verdicts[#verdicts + 1] = seldom().finish(lot.kind, ARGV[i], ARGV[i + 1], lot.number)
       end
     end
   end
 end
 verdicts = table.concat(verdicts)
-local caps = {}
 for i = at, #ARGV, 2 do caps[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
 local expiry = call('ZSCORE', base .. 'workers', worker)
@@ -81,11 +100,11 @@ if repeated then
   -- Ids are ordered by time.
   table.sort(claimed, function(a, b) return a[1] < b[1] end)
   for _, pair in ipairs(claimed) do
-    local lane, message = unpack_claimed(pair[2])
+    local lane, message = seldom().unpack_claimed(pair[2])
     local task = task_of(lane)
     local kind = call('HGET', base .. 'known:' .. digest, task) or 't'
     local sort = kind == 't' and caps[task] and 'q' or kind
-    out[#out + 1] = sort .. (read(sub(pair[1], 1, 32)) or '')
+    out[#out + 1] = sort .. (seldom().read(sub(pair[1], 1, 32)) or '')
     out[#out + 1] = message
   end
   out[3], out[4] = string.match(last, '^..........(%d*)(%a*);')
@@ -93,26 +112,9 @@ if repeated then
   return out
 end
 
--- How much of what is due to look at: what can be claimed at once, if all of it is like the
--- first. What is put into a list for a later claim costs Redis twice as much; so no more than
--- a priority needs to choose from.
-local function worth_a_look()
-  local lane = first_lane()
-  local task = lane and task_of(lane)
-  local kind = task and call('HGET', base .. 'known:' .. digest, task)
-  if not kind then return 100 end
-  local free = room[kind] + (caps[task] or 0) - call('LLEN', base .. 'ready:' .. lane)
-  return math.min(math.max(free, 100), 500)
-end
-
--- What is due is claimed behind what is queued.
 local due, coming, arrived = first_due(), {}, {}
 if due <= now then
-  local strange
-  coming, arrived, strange = fall_due(worth_a_look())
-  for _, one in ipairs(strange) do
-    set_aside(publish, one[1], '', one[2], 'Q', 'its record is none', letters, letter_age)
-  end
+  coming, arrived = seldom().arrive()
   due = first_due()
 end
 
@@ -125,14 +127,14 @@ for first = 1, #claims, 1000 do
   call('HSET', running, unpack(claims, first, upto))
   call('MSET', unpack(records, first, upto))
 end
-queue_rest(arrived)
+if #arrived > 0 then seldom().queue_rest(arrived) end
 -- More is due than was looked at. Who has no slot left for it comes when there is one.
 if due <= now then
   for _, lot in ipairs(arrived) do
     local task = task_of(lot.lane)
     local kind = call('HGET', base .. 'known:' .. digest, task)
     if kind and room[kind] <= 0 then left[kind] = true end
-    ring_for(task)
+    seldom().ring_for(task)
   end
 end
 -- Work is left that somebody else may have a slot for.

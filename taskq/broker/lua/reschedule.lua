@@ -2,7 +2,7 @@
 -- KEYS  base
 -- ARGV  id due    due: ms since the epoch, or '+' and ms from now
 -- Returns 'moved' | 'queued' | 'running' | 'over' | 'unknown'    all but the first: as it was
--- use: core clock records lanes scheduled
+-- use: core clock due records lanes scheduled
 local id, due = ARGV[1], due_at(ARGV[2])
 if not due then return redis.error_reply('ERR not a due time') end
 -- The first write removes, if only nothing: on a full Redis, too, work may be brought forward.

@@ -2,7 +2,7 @@
 -- KEYS  base
 -- ARGV  (lane due label count (message)*count)*    due: ms since the epoch, or '+' and ms from now
 -- Returns one letter a message: 'o' scheduled, 'd' known already, 'x' known under another task
--- use: core clock records lanes scheduled
+-- use: core clock due records lanes scheduled
 local lots, ids, keys, at = {}, {}, {}, 1
 while at <= #ARGV do
   local due, upto = due_at(ARGV[at + 1]), at + 3 + tonumber(ARGV[at + 3])

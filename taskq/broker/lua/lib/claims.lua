@@ -1,50 +1,7 @@
 -- Claims: `serve` takes messages from lanes while there is room, `levels` says from which.
 -- What is taken is in `claims`, `records` and `out`. A part of exchange, with its locals.
-
 local LOOK_MOST, BYTES_MOST, CHUNK = 1000, 4194304, 100
-local looked, taken_bytes = 0, 0
--- Filled side by side, two places a message; `places` counts them.
-local claims, records, taken, places = {}, {}, {}, 0
-local claim = worker .. seq
-local fresh = 'R' .. NO_LABEL .. string.rep('0', 12) .. '000001' .. digits(now_us) .. claim
-
--- Whether Lua can read what it must: magic, id and expiry.
-local function is_ours(id, message)
-  return #message > 73 and sub(message, 1, 2) == 'TQ' and string.find(id, '^%x+$')
-    and (sub(message, 45, 57) == NEVER or string.find(sub(message, 45, 57), '^%d+$'))
-end
-
-local function claimed_record(record)
-  local counters = counters_of(record)
-  local delivery = counted(sub(counters, 13, 18))
-  -- At most what Lua can count one by one, which is 16 digits still.
-  local fence = math.min(math.max(tonumber(sub(counters, 19, 34)) + 1, now_us), 9007199254740991)
-  local history = #record >= HEAD and history_of(record) or ''
-  return 'R' .. label_of(record) .. sub(counters, 1, 12) .. delivery .. digits(fence) .. claim .. history
-end
-
--- Whether a popped message is to be run; if not, see to it. `known` is its record.
-local function is_to_run(lane, id, message, known)
-  if not is_ours(id, message) then
-    local waited = known and sub(known, 1, 1) == 'Q' and known
-    set_aside(publish, id, lane, message, waited, 'not a taskq message', letters, letter_age)
-    return false
-  end
-  if taken[id] then return false end
-  if known and sub(known, 1, 1) ~= 'Q' then
-    -- Resolved while it was queued; or a copy of a message that is somewhere else.
-    if is_terminal(known) then met(id, lane, message, known, letters, letter_age) end
-    return false
-  end
-  local expires = sub(message, 45, 57)
-  if expires ~= NEVER and tonumber(expires) <= now then
-    resolve(publish, id, 'e', known or 'Q', '', DAY)
-    count('expired')
-    return false
-  end
-  if not known then count('unrecorded') end
-  return true
-end
+local fresh = 'R' .. NO_LABEL .. '000000000000000001' .. digits(now_us) .. claim
 
 -- Pop at most `most` messages; fewer where they are large. Returns whether none is left.
 local function pop(lane, most)
@@ -65,18 +22,6 @@ local function pop(lane, most)
   return got, call('LLEN', key) == 0
 end
 
--- Take what falls due in this very call, as if it had been queued behind what is in the list.
--- Returns whether none is left.
-local function draw(lot, most, popped, ids, keys, known)
-  while lot.first <= #lot.ids and #popped < most and taken_bytes < BYTES_MOST do
-    local from, to = lot.first, #popped + 1
-    popped[to], ids[to] = lot.messages[from], lot.ids[from]
-    keys[to], known[to] = lot.keys[from], lot.records[from]
-    taken_bytes, lot.first = taken_bytes + #popped[to], from + 1
-  end
-  return lot.first > #lot.ids
-end
-
 -- Returns how many were popped, how many of them are to be run, and whether none is left.
 local function take(lane, sort, most)
   local popped, empty = pop(lane, most)
@@ -87,18 +32,18 @@ local function take(lane, sort, most)
   end
   if #popped > 0 then known = call('MGET', unpack(keys)) end
   if empty and coming[lane] then
-    empty = draw(coming[lane], most, popped, ids, keys, known)
+    empty = seldom().draw(coming[lane], most, BYTES_MOST, popped, ids, keys, known)
   end
   local head = pack_claimed(lane, '')
   looked = looked + #popped
   for i, message in ipairs(popped) do
     local id, record = ids[i], known[i]
     -- Of most messages there is no more to know than this.
-    if record and record ~= 'Q' and not is_sound(record) then record = nil end
+    if record and record ~= 'Q' and not seldom().is_sound(record) then record = nil end
     local plain = record == 'Q' and not taken[id] and sub(message, 45, 57) == NEVER
-    if plain or is_to_run(lane, id, message, record) then
+    if plain or seldom().is_to_run(lane, id, message, record) then
       taken[id] = true
-      record = (plain or not record or record == 'Q') and fresh or claimed_record(record)
+      record = (plain or not record or record == 'Q') and fresh or seldom().claimed_record(record)
       records[places + 1], records[places + 2] = keys[i], record
       claims[places + 1], claims[places + 2] = id .. seq, head .. message
       out[places + 6], out[places + 7] = record == fresh and sort or sort .. record, message

@@ -1,5 +1,5 @@
 -- Ends of attempts: `finish` records one, and returns the verdict on it.
--- A part of exchange, with its locals.
+-- A part of exchange, with its locals: all but the plain success, which is in exchange itself.
 
 -- The claim is gone. Either this is a repeat, or the message was taken back.
 local function finish_late(kind, id, claim, payload, ttl)
@@ -29,10 +29,6 @@ local function watch_anew(id, lane)
     if room.t + room.c == 0 then ring_for(task_of(lane)) end
   end
 end
-
--- Whether all claims that end in success held. They were let go of in one call; where one
--- did not hold, the records tell which.
-local all_held
 
 local function held(id, claim)
   local record = read(id)
@@ -109,15 +105,4 @@ local function finish(kind, field, payload, number)
     announce(publish, id, payload)
   end
   return 'k'
-end
-
--- What `finish` does, for the many that succeeded and were held.
-local function record_all(lot, verdicts)
-  local record_of, channel_of, ttl_ms = base .. 'm:', base .. 'done:', lot.number
-  for i = lot.first, lot.last, 2 do
-    local id, report = sub(ARGV[i], 1, 32), ARGV[i + 1]
-    call('SET', record_of .. id, report, 'PX', ttl_ms)
-    call(publish, channel_of .. id, #report <= 1024 and report or 's')
-  end
-  verdicts[#verdicts + 1] = string.rep('k', (lot.last - lot.first + 1) / 2)
 end

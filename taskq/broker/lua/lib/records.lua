@@ -15,6 +15,7 @@ local SHORT_HEAD = 22
 local NO_MARK = '--------'
 local NO_LABEL = NO_MARK .. '0000000000000'
 local NEVER = sub(NO_LABEL, 9)
+
 local UNCLAIMED = string.rep('0', 76)
 
 -- Whoever can write to Redis can write what is none of these. Then the numbers would not be

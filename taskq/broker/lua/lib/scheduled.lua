@@ -1,17 +1,5 @@
--- Messages that wait for their time. Needs core, clock, records and lanes.
--- When: ms since the epoch, or '+' and ms from now; nil where it is neither.
-local function due_at(text)
-  local sign, number = string.match(text, '^([+-]?)(%d+)$')
-  if not number then return nil end
-  return sign == '+' and now + number or tonumber(text)
-end
-
--- When the first of all is due, or a day from now; never, where nothing waits.
-local function first_due()
-  local due = call('ZRANGE', base .. 'scheduled', 0, 0, 'WITHSCORES')[2]
-  return due and math.min(tonumber(due) or math.huge, now + DAY) or math.huge
-end
-
+-- Messages that wait for their time. Needs core, clock, due, records and
+-- lanes.
 -- One is due before all others now. Whoever watches, watches for a later time: let somebody
 -- look again.
 local function watch_for(lane)
