@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from taskq.broker.aio import AsyncBroker, AsyncLine
 from taskq.broker.commands import Command, Outgoing
-from taskq.broker.connection import CLIENT_ERRORS, Endpoint
+from taskq.broker.connection import CLIENT_ERRORS, Endpoint, can_read
 from taskq.broker.sync import Broker, Line
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class NodeLine(Line):
     def answered(self) -> bool:
         """Whether the next reply, or the end of the connection, can be read at once."""
         try:
-            return self._connection is None or bool(self._connection.can_read(timeout=0))
+            return self._connection is None or can_read(self._connection, 0.0)
         except CLIENT_ERRORS:
             return True
 

@@ -10,6 +10,9 @@ import asyncio
 import copy
 import inspect
 import re
+import select
+import socket
+import struct
 import threading
 from typing import Any
 
@@ -191,6 +194,7 @@ class Endpoint:
             # Interrupted half way: nobody else knows of this connection.
             connection.disconnect()
             raise
+        _leave_limit_to_system(connection)
         return connection
 
     async def _aopened(self, pool: Any, options: dict[str, Any]) -> Any:
@@ -304,6 +308,36 @@ def _make(pool: Any, options: dict[str, Any]) -> Any:
     return pool.connection_class(**(pool.connection_kwargs | options))
 
 
+def _leave_limit_to_system(connection: Any) -> None:
+    """Let the system limit each call of a socket: Python polls before it where it has a limit.
+
+    That doubles the calls of the system, each of which also lets go of Python's lock.
+    """
+    sock = getattr(connection, "_sock", None)
+    if type(sock) is socket.socket:  # TLS reads and writes as it likes
+        # A `struct timeval`; zeros would be no limit.
+        limit = struct.pack("ll", *divmod(round(SOCKET_TIMEOUT * 1_000_000), 1_000_000))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        sock.settimeout(None)
+
+
+def can_read(connection: Any, seconds: float) -> bool:
+    """Return whether there is something to read, be it the end, within so many seconds.
+
+    As the connection's own `can_read`, which asks the system up to four times.
+    """
+    sock = getattr(connection, "_sock", None)
+    reader: Any = getattr(getattr(connection, "_parser", None), "_reader", None)
+    if type(sock) is not socket.socket or not hasattr(reader, "has_data"):
+        return bool(connection.can_read(timeout=seconds))
+    if reader.has_data():
+        return True
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
 def _at(address: Address) -> dict[str, Any]:
     return {"host": address[0], "port": address[1]}
 
@@ -312,7 +346,7 @@ def _greet(connection: Any) -> Hello:
     """Return what a server says that it is; nothing where it is a proxy that knows no HELLO."""
     connection.send_command("HELLO", check_health=False)
     # One that is frozen still lets itself be connected to.
-    if not connection.can_read(timeout=_GREET_SECONDS):
+    if not can_read(connection, _GREET_SECONDS):
         raise redis.TimeoutError(_SILENT)
     try:
         return pairs(connection.read_response())
@@ -331,6 +365,8 @@ async def _agreet(connection: Any) -> Hello:
 
 def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:
     """Return what a client error means to us; `sent`: the request may have arrived."""
+    if isinstance(error.__context__, BlockingIOError):  # see `_leave_limit_to_system`
+        error = redis.TimeoutError(f"no answer in {SOCKET_TIMEOUT:g} s")
     words = f"{place}: {type(error).__name__}: {error}"
     if isinstance(error, OutOfMemoryError) or _FULL.search(str(error)):
         return BrokerFull(f"{place}: Redis is at its maxmemory: {error}")

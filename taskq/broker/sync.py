@@ -22,6 +22,7 @@ from taskq.broker.connection import (
     SOCKET_TIMEOUT,
     Endpoint,
     ScriptMissing,
+    can_read,
     retrying,
 )
 from taskq.broker.grouping import Group
@@ -96,7 +97,7 @@ class Line:
         if connection is None:
             connection = self._connect()
         try:
-            return bool(connection.can_read(timeout=seconds))
+            return can_read(connection, seconds)
         except CLIENT_ERRORS as error:
             self.close()
             raise self.endpoint.translate(error, sent=False) from error
@@ -158,7 +159,7 @@ class Line:
     def _wait(self) -> None:
         """Return when a reply begins; raise `Interrupted` if none does in time."""
         left = self.until - clock.monotonic()
-        if not self._connection.can_read(timeout=max(0.0, min(left, SOCKET_TIMEOUT))):
+        if not can_read(self._connection, max(0.0, min(left, SOCKET_TIMEOUT))):
             msg = f"{self.endpoint.place}: no answer in time"
             raise Interrupted(msg)
 

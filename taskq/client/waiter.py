@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from taskq.broker.connection import CLIENT_ERRORS, SOCKET_TIMEOUT, Endpoint
+from taskq.broker.connection import CLIENT_ERRORS, SOCKET_TIMEOUT, Endpoint, can_read
 from taskq.errors import BrokerUnavailable
 from taskq.model import clock
 
@@ -196,7 +196,7 @@ class Waiter:
             try:
                 if self._connection is None:
                     self._connect(left)
-                elif self._connection.can_read(timeout=min(left, _READ_SECONDS)):
+                elif can_read(self._connection, min(left, _READ_SECONDS)):
                     self._handle(self._connection.read_response())
             except Exception as error:  # noqa: BLE001
                 # Not the client's own errors alone: whoever sends on a broken connection closes
