@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("taskq.worker")
 
 _LEAST_NAP = 0.002
+# After a turn the tender looks on so long by itself.
+_LINGER_SECONDS = 2 * GATHER_SECONDS
 _JOIN_SECONDS = 2.0
 
 
@@ -210,17 +212,23 @@ class Engine:
 
     def _tend(self) -> None:
         """Send what waited long enough, claim what fell due, wake slots where work waits."""
+        help_at = 0.0
         while self.phase is not Phase.STOPPED:
             nap = self._nap()
             self._tend_at = math.inf if nap is None else clock.monotonic() + nap
             self._attention.wait(nap)
             self._tend_at = math.inf
             self._attention.clear()
-            since = self._outbox.since
-            gathered = since is None or clock.monotonic() - since >= GATHER_SECONDS
-            if gathered or self._outbox.prompt:
+            since, now = self._outbox.since, clock.monotonic()
+            if since is None or now - since >= GATHER_SECONDS or self._outbox.prompt:
                 self.exchange.lead()
-            self._threads.help()
+            if nap is None:
+                # Called to look soon: what waits for a slot or a listener has only just begun to,
+                # and mostly ends before another thread is awake.
+                help_at = now + GATHER_SECONDS
+            elif now >= help_at:
+                self._threads.help()
+                help_at = now + GATHER_SECONDS
             self._give_back(clock.monotonic() - START_SECONDS)
 
     def _give_back(self, claimed_before: float) -> None:
@@ -233,7 +241,8 @@ class Engine:
     def _nap(self) -> float | None:
         """Return how long the tending thread may sleep; None until it is called."""
         now, due = clock.monotonic(), self.exchange.next_turn()
-        if self._waiting():
+        # While one message comes after the other, it need not be called for each.
+        if self._waiting() or now - self.exchange.turned_at < _LINGER_SECONDS:
             due = min(due, now + GATHER_SECONDS)
         # Where a turn is overdue, another thread is at it, and looks again when it ends.
         return None if due == math.inf else max(_LEAST_NAP, due - now)

@@ -97,6 +97,8 @@ class ThreadPool:
         self._stopped = False
         # What waited longest at the last call of `help`.
         self._first: Delivery | None = None
+        # How many times threads began to listen; and at the last call of `help`.
+        self._listened = self._heard = 0
         self._slots = [
             ThreadSlot(self._work, f"taskq-slot-{number}") for number in range(1, size + 2)
         ]
@@ -147,7 +149,10 @@ class ThreadPool:
         self._wake(wake)
 
     def help(self) -> None:
-        """Wake idle threads if nothing has moved since the last call: a quick task is slow."""
+        """Wake idle threads if nothing has moved since the last call: a quick task is slow.
+
+        And one to listen, if nobody did since then.
+        """
         try:
             first = self.buffer[0]
         except IndexError:
@@ -155,8 +160,9 @@ class ThreadPool:
         if first is not None and first is self._first:
             self._wake(len(self.buffer))
         self._first = first
-        if self._listener is None:
+        if self._listener is None and self._listened == self._heard:
             self._wake(1)
+        self._heard = self._listened
 
     @property
     def unwatched(self) -> bool:
@@ -246,6 +252,7 @@ class ThreadPool:
             listens = self._listener is None
             if listens:
                 self._listener = threading.current_thread()
+                self._listened += 1
             else:
                 self._idle += 1
         if not listens:
