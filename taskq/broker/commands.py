@@ -48,7 +48,7 @@ class Command(msgspec.Struct, Generic[T_co], frozen=True):
 
     def lasting(self, replicas: int) -> Command[T_co]:
         """Return the same call, to be believed once so many replicas have what it wrote."""
-        return dataclasses.replace(self, replicas=replicas) if replicas else self
+        return msgspec.structs.replace(self, replicas=replicas) if replicas else self
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
