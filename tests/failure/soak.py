@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from tests.failure.books import Books, check_after
@@ -111,9 +113,10 @@ class Soak:
         with self._scene.client() as client:
             used = int(client.info("memory")["used_memory"]) / MEBIBYTE
             keys = client.dbsize()
-        workers = [
-            resident(pid) / MEBIBYTE for one in self._scene.living() for pid in one.children()
-        ]
+        workers: list[float] = []
+        for pid in [pid for one in self._scene.living() for pid in one.children()]:
+            with suppress(subprocess.CalledProcessError):  # it ended meanwhile
+                workers.append(resident(pid) / MEBIBYTE)
         return (
             f"round {self.rounds}: {self.messages} messages, {self.runs} runs "
             f"({dict(self.ends)}), {self.lost} lost; "

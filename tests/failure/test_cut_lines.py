@@ -128,11 +128,14 @@ def test_replies_that_are_lost_at_random_double_nothing(new_scene: Any, seed: in
         for act in acts
     ]
     expected: dict[Any, Any] = {}
-    for at in range(300):
+    # Slow ones share their calls, so that so many messages may be too few.
+    for at in range(3000):
+        if at >= 300 and sum(rule.fired for rule in rules) >= 200:
+            break
         task = chance.choice(["note", "anote", "flaky"])
         later = chance.choice([None, None, 0.1])
         expected[scene.send(task, at, countdown=later)] = at
-    until(lambda: sum(rule.fired for rule in rules) >= 200, 40)
+    assert sum(rule.fired for rule in rules) >= 200
     scene.proxy.calm()
     # No process died and no lease ran out: each attempt ran once.
     books = check_after(scene, expected)

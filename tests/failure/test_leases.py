@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -19,12 +21,20 @@ from tests.failure.scene import LEASE, Scene, wait_for_children
 TICK = LEASE / 3
 
 
+def soon_enough() -> float:
+    """Return the seconds in which a process starts with ease: 1, or more on a busy machine."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import taskq.worker.child"], check=True)
+    return max(1.0, 3 * (time.monotonic() - began))
+
+
 @pytest.mark.alone
 def test_the_messages_of_a_killed_child_run_again_soon(scene: Scene) -> None:
     """They are suspects now: each waits for a process of one slot, which has to start."""
     worker = scene.worker("-p", "2", "-t", "4")
     wait_for_children(worker, 2)
     took: list[float] = []
+    soon = soon_enough()
     expected: dict[Any, Any] = {}
     for round_ in range(1, 4):
         results = [scene.send("work", at, 3.0) for at in range(2)]
@@ -35,14 +45,15 @@ def test_the_messages_of_a_killed_child_run_again_soon(scene: Scene) -> None:
         hit = [id for id in ids if scene.runs()[id][-1].pid == victim]
         scene.kill(victim)
         killed = time.monotonic()
-        until(lambda hit=hit: all(len(scene.runs()[id]) == 2 for id in hit), 10)
+        until(lambda hit=hit: all(len(scene.runs()[id]) == 2 for id in hit), 30)
         took.append(max(scene.runs()[id][1].started for id in hit) - killed)
         wait_for_children(worker, 2)
         assert len(took) == round_
     print("run again after", [f"{one:.3f} s" for one in took])
+    soon = max(soon, soon_enough())
     # The best: three processes start at once, and the machine may be busy with others.
-    assert min(took) <= 1
-    assert sorted(took)[1] <= 3
+    assert min(took) <= soon
+    assert sorted(took)[1] <= 3 * soon
     check_after(scene, expected)
 
 
@@ -53,16 +64,16 @@ def test_the_messages_of_a_lost_host_run_on_another_worker_in_time(scene: Scene)
     expected = {scene.send("hold", str(scene.folder)): [1, 2] for _ in range(4)}
     until(lambda: len(scene.started()) == 4)
     scene.worker("-p", "2", "-t", "2")
-    children = doomed.children()
+    children, soon = doomed.children(), soon_enough()
     scene.kill(doomed.process.pid)
     for child in children:
         scene.note("host lost", {child})
         _kill(child)
     lost = time.monotonic()
-    until(lambda: len(scene.started()) == 8, LEASE + 5)
+    until(lambda: len(scene.started()) == 8, LEASE + 30)
     took = time.monotonic() - lost
     print(f"on another worker after {took:.2f} s")
-    assert took <= LEASE + 2 * TICK + 1
+    assert took <= LEASE + 2 * TICK + max(soon, soon_enough())
     scene.go()
     check_after(scene, expected)
 

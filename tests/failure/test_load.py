@@ -164,6 +164,7 @@ def test_messages_due_at_one_instant_all_run_though_those_who_promote_them_die(
     for _ in range(4):
         scene.kill(worker.children()[0])
         let_pass(0.3)
+    taskq.gather(list(expected), timeout=80)
     check_after(scene, expected)
     assert queue.scheduled() == []
 
