@@ -59,6 +59,21 @@ ROLES = {
     "watcher": "reads: `taskq status`, `taskq schedule list`",
     "admin": "all verbs of the command line",
 }
+# Of servers that know each other; nothing in them is of an app. What the last two need is what
+# Redis's own pages say: https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/
+_AMONG_SERVERS = {
+    "guide": "&+switch-master +sentinel|master +subscribe",
+    "sentinel": (
+        "&* +client|kill +client|setname +config|rewrite +exec +info +multi +ping +publish +role "
+        "+script|kill +slaveof +subscribe"
+    ),
+    "replica": "+ping +psync +replconf",
+}
+SENTINEL_ROLES = {
+    "guide": "set on sentinels: asks them for the master",
+    "sentinel": "set on servers: sentinels watch them by it",
+}
+REPLICA_ROLES = {"replica": "set on servers: replicas follow their master by it"}
 # Everybody: a script by its SHA or, after SCRIPT FLUSH, by its text; the database of the URL.
 _ALL = ("EVAL", "EVALSHA", "SELECT")
 # Of a cluster, from Redis 7 on, whatever the role: the way to a queue, and what is heard there.
@@ -106,6 +121,9 @@ def commands_of(script: str) -> frozenset[str]:
 
 def rule(app: str, role: str, password: str, *, clustered: bool = False) -> str:
     """Return the `ACL SETUSER` line of a role: this app's keys and channels alone."""
+    user = f"ACL SETUSER {app}-{role} reset on >{password}"
+    if role in _AMONG_SERVERS:
+        return f"{user} {_AMONG_SERVERS[role]}"
     own = f"{keys.PREFIX}:{{{app}:*"
     allowed = " ".join(f"+{name.lower()}" for name in sorted(commands(role, clustered=clustered)))
-    return f"ACL SETUSER {app}-{role} reset on >{password} ~{own} &{own} {allowed}"
+    return f"{user} ~{own} &{own} {allowed}"

@@ -15,7 +15,8 @@ from taskq.client.app import TaskQ
 from taskq.config import replicas
 from taskq.errors import BrokerError, ConfigError
 
-_ROLE = click.Choice(list(permissions.ROLES))
+_ROLES = permissions.ROLES | permissions.SENTINEL_ROLES | permissions.REPLICA_ROLES
+_ROLE = click.Choice(list(_ROLES))
 
 
 @click.command()
@@ -54,12 +55,19 @@ def acl(context: click.Context, roles: tuple[str, ...], app: str | None) -> None
 
     ROLE: producer, worker, watcher, admin; all of them if none is given. Each line has a new
     password; feed it to redis-cli, and put user and password into the URL. Of a cluster, each
-    node is fed the same.
+    node is fed the same, and of sentinels each of their servers. Where there are sentinels:
+    guide, fed to them, for sentinel_username= in the URL; and sentinel, by which they watch
+    the servers. There and in a cluster: replica, by which replicas follow.
     """
     opened = open_app(context, app)
     url = opened.config.url
-    clustered = url is not None and places.read(url).clustered
-    for role in roles or permissions.ROLES:
+    place = None if url is None else places.read(url)
+    clustered = place is not None and place.clustered
+    there = permissions.ROLES
+    if place is not None and place.guide is not None:
+        more = {} if clustered else permissions.SENTINEL_ROLES
+        there = there | more | permissions.REPLICA_ROLES
+    for role in roles or there:
         password = secrets.token_hex(24)
         click.echo(permissions.rule(opened.name, role, password, clustered=clustered))
 

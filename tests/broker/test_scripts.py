@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from taskq.broker import commands, queries, scripts, timetable
+from taskq.broker import commands, permissions, queries, scripts, timetable
 from taskq.broker.commands import Blame, Command, Finish, Order, Room
 from taskq.broker.timetable import Entry, Firing, Progress
 from tests.broker.drivers import Driver
@@ -128,6 +128,19 @@ def test_its_arguments_are_as_its_header_says(queue: Queue, name: str) -> None:
     for command in samples(queue)[name]:
         assert command.script.name == name
         grammar.check(list(command.arguments))
+
+
+@each_script
+def test_where_it_publishes_its_caller_says_by_which_word(queue: Queue, name: str) -> None:
+    """In a cluster that is another one."""
+    publishes = "PUBLISH" in permissions.commands_of(name)
+    for command in samples(queue)[name]:
+        assert (command.publish_at is not None) == publishes
+        if command.publish_at is not None:
+            told = command.publishing("SPUBLISH")
+            assert command.arguments[command.publish_at] == commands.PUBLISH
+            assert told.arguments[command.publish_at] == "SPUBLISH"
+            assert [one for one in told.arguments if one == commands.PUBLISH] == []
 
 
 @each_script

@@ -15,11 +15,12 @@ from redis.exceptions import NoPermissionError
 
 import taskq
 from taskq import TaskQ
+from taskq.broker import permissions
 from taskq.cli.place import printable
 from taskq.config import Settings
 from tests.cli.conftest import SECRET, Shell
 from tests.eventually import until
-from tests.fleets import Cluster
+from tests.fleets import SERVICE, Cluster, SentinelSet
 from tests.servers import Server
 
 pytestmark = pytest.mark.slow
@@ -184,3 +185,60 @@ def test_the_users_of_a_cluster_are_enough_for_it(tmp_path: Path) -> None:
         for node in cluster.nodes:
             with node.client() as client:
                 assert client.execute_command("ACL", "LOG") == []
+
+
+@pytest.mark.slow
+def test_the_users_of_sentinels_are_enough_for_them(tmp_path: Path) -> None:
+    """Servers are watched, followed and replaced by them; the app finds its master by them."""
+    with SentinelSet() as fleet:
+        shell = Shell(tmp_path, fleet.url)
+        urls, passwords = dict[str, str](), dict[str, str]()
+        for line in shell.say("acl", "-A", "proj").stdout.splitlines():
+            words = line.split()
+            (password,) = [word[1:] for word in words if word.startswith(">")]
+            role = words[2].rpartition("-")[2]
+            passwords[role] = password
+            urls[role] = fleet.url.replace("://", f"://{words[2]}:{password}@")
+            for one in fleet.sentinels if role == "guide" else fleet.servers:
+                tell(one, *words)
+        assert passwords.keys() == {*permissions.ROLES, "guide", "sentinel", "replica"}
+        asking = f"?sentinel_username={shell.name}-guide&sentinel_password={passwords['guide']}"
+        among_themselves(fleet, shell.name, passwords)
+        fleet.settle()
+        worker = shell.worker("proj", "-p", "1", TASKQ_URL=urls["worker"] + asking)
+        with TaskQ(
+            shell.name, url=urls["producer"] + asking, secret=SECRET, enqueue_deadline=60
+        ) as app:
+            for _ in range(2):
+                sent = [
+                    app.send_task("proj.add", (x, 1), durability="replicas:1") for x in range(9)
+                ]
+                assert taskq.gather(sent, timeout=60) == list(range(1, 10))
+                fleet.fail_over()
+                fleet.settle()
+        done = shell.say("doctor", "-A", "proj", TASKQ_URL=urls["admin"] + asking)
+        assert done.returncode == 0, done.stdout
+        assert worker.stop() == 0
+        for one in (*fleet.servers, *fleet.sentinels):
+            assert tell(one, "ACL", "LOG") == []
+        for server in fleet.servers:
+            users = {one["user"] for one in server.client().client_list()}
+            assert f"{shell.name}-sentinel" in users
+
+
+def among_themselves(fleet: SentinelSet, app: str, passwords: dict[str, str]) -> None:
+    """Have sentinels and replicas log in as their users, from now on."""
+    for sentinel in fleet.sentinels:
+        tell(sentinel, "SENTINEL", "SET", SERVICE, "auth-user", f"{app}-sentinel")
+        tell(sentinel, "SENTINEL", "SET", SERVICE, "auth-pass", passwords["sentinel"])
+    for server in fleet.servers:
+        tell(server, "CONFIG", "SET", "masteruser", f"{app}-replica")
+        tell(server, "CONFIG", "SET", "masterauth", passwords["replica"])
+    for server in fleet.servers:
+        for kind in ("normal", "pubsub", "replica"):
+            tell(server, "CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+
+
+def tell(server: Server, *words: str) -> object:
+    with server.client() as client:
+        return client.execute_command(*words)
