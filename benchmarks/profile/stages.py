@@ -65,7 +65,7 @@ STAGES = (
         "pack",
         [
             "taskq.broker.commands:exchange",
-            "redis.connection:HiredisRespSerializer.pack",
+            "taskq.broker.sync:pack",
         ],
         "arguments of the script, as bytes",
     ),

@@ -10,8 +10,9 @@ import queue
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import hiredis
 from redis.exceptions import NoScriptError, ResponseError
 from tenacity import Retrying
 
@@ -32,6 +33,8 @@ from taskq.model import clock
 T = TypeVar("T")
 
 MOST_LINES = 16
+# Any number of bytes, str and int; its stub knows of one.
+pack = cast("Callable[[tuple[Any, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 _NO_PLACE = object()
 
 
@@ -62,7 +65,8 @@ class Line:
         if connection is None:
             connection = self._connect()
         try:
-            connection.send_command(*arguments, check_health=False)
+            # redis-py looks at each argument first, for kinds that we do not send.
+            connection.send_packed_command((pack(arguments),), check_health=False)
         except CLIENT_ERRORS as error:
             self.close()
             raise self.endpoint.translate(error, sent=True) from error

@@ -127,6 +127,8 @@ class Post:
         self._away_until = 0.0
         # Ends a blocked call that does not hear of all it should.
         self._kicker: Line | None = None
+        # The last answer of `_wanted`, and what it was for: from call to call it is the same.
+        self._last_wanted: tuple[object, dict[str, Heard]] = None, {}
 
     def block(self, kinds: str, members: dict[str, str], paused: frozenset[str]) -> Heard | None:
         """Block until a bell rings."""
@@ -188,6 +190,9 @@ class Post:
         self, kinds: str, members: dict[str, str], paused: frozenset[str]
     ) -> dict[str, Heard]:
         """Return what is listened for, in this order, and what it means."""
+        asked = kinds, members, paused
+        if self._last_wanted[0] == asked:
+            return self._last_wanted[1]
         wakes = {
             keys.wake(self._app, queue, members[queue]): Heard(queue, summons=True)
             for queue in self._queues
@@ -199,7 +204,8 @@ class Post:
             if queue not in paused
             for kind in kinds
         }
-        return {self._own_key: Heard(None)} | wakes | bells
+        self._last_wanted = asked, {self._own_key: Heard(None)} | wakes | bells
+        return self._last_wanted[1]
 
     def _leave(self, error: BrokerError) -> None:
         log.debug("the bell: %s", error)

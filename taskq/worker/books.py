@@ -91,7 +91,7 @@ class Books:
         """Return the kinds of slot with room."""
         if self._slots.alone and self.held:
             return ""
-        return "".join(kind for kind in "tc" if self._free(kind))
+        return ("t" if self._free("t") else "") + ("c" if self._free("c") else "")
 
     def room(self, turn: int) -> Room:
         """Return how much can be claimed now."""
@@ -100,12 +100,12 @@ class Books:
                 return Room()
             # One message in all: for a thread or for the loop, by turns.
             return Room(threads=1) if turn % 2 else Room(coroutines=1)
-        free = {kind: self._free(kind) for kind in "tc"}
+        threads, coroutines = self._free("t"), self._free("c")
         caps, room = self._meter.caps(self._slots.waiting()), self._board.room
         # What has no entry on the board is not claimed; first of all, nothing ahead.
-        if sum(caps.values()) > room - free["t"] - free["c"]:
+        if sum(caps.values()) > room - threads - coroutines:
             caps = {}
-        return Room(min(free["t"], room), min(free["c"], room), caps)
+        return Room(min(threads, room), min(coroutines, room), caps)
 
     def _free(self, kind: str) -> int:
         if kind == "c" and self._used[kind] and self._slots.kept():

@@ -70,7 +70,7 @@ class Executor:
                 if slot.touched:
                     slot.leave()
         except BaseException as error:  # noqa: BLE001 - the outcome of the attempt
-            return self._close(attempt, self._judge.raised, error)
+            return self._fail(attempt, error)
         finally:
             if alarm is not None:
                 self._alarms.drop(alarm)
@@ -97,7 +97,7 @@ class Executor:
             finally:
                 slot.current = None
         except BaseException as error:  # noqa: BLE001 - the outcome of the attempt
-            return self._close(attempt, self._judge.raised, error)
+            return self._fail(attempt, error)
         finally:
             if alarm is not None:
                 self._alarms.drop(alarm)
@@ -238,19 +238,27 @@ class Executor:
             raise SerializationError(msg) from error
         return ((attempt.context, *args) if attempt.task.bind else args), kwargs
 
-    def _close(self, attempt: Attempt, judge: Callable[[Attempt, Any], Outcome], end: Any) -> Done:
-        """Judge how the attempt ended, and put it in the exchange's words."""
-        if self.closed:
-            return self.release(attempt.delivery)
-        if isinstance(end, SoftTimeLimitExceeded) and not end.args and attempt.soft is not None:
+    def _fail(self, attempt: Attempt, error: BaseException) -> Done:
+        """Close an attempt that raised; or call it off, where that was to stop it."""
+        if isinstance(error, SoftTimeLimitExceeded) and not error.args and attempt.soft is not None:
             what = "deadline" if attempt.at_deadline else f"timeout of {attempt.soft:g} s"
-            end.args = (f"{attempt.task.name} ran into its {what}",)
-        if isinstance(end, CancelledError) and attempt.delivery in self.cancelled:
+            error.args = (f"{attempt.task.name} ran into its {what}",)
+        if (
+            isinstance(error, CancelledError)
+            and attempt.delivery in self.cancelled
+            and not self.closed
+        ):
             log.info(
                 "⊘ %s[%s] was cancelled", attempt.task.name, attempt.context.id,
                 extra=attempt.facts(),
             )  # fmt: skip
             return self._call_off(attempt.delivery, attempt.delivery.end)
+        return self._close(attempt, self._judge.raised, error)
+
+    def _close(self, attempt: Attempt, judge: Callable[[Attempt, Any], Outcome], end: Any) -> Done:
+        """Judge how the attempt ended, and put it in the exchange's words."""
+        if self.closed:
+            return self.release(attempt.delivery)
         try:
             finish = self._finish(attempt, judge(attempt, end))
         except Exception as error:

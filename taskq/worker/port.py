@@ -7,6 +7,7 @@ same reply: nothing is claimed twice, nothing is stranded.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import secrets
@@ -234,7 +235,10 @@ class Port:
 
 def _first(finishes: deque[Finish]) -> list[Finish]:
     """Return the finishes that go into one exchange."""
-    batch: list[Finish] = []
+    batch = list(itertools.islice(finishes, MOST_FINISHES))
+    if sum(len(finish.payload) for finish in batch) <= MOST_FINISH_BYTES:
+        return batch
+    batch.clear()
     size = 0
     for finish in finishes:
         full = len(batch) == MOST_FINISHES or size + len(finish.payload) > MOST_FINISH_BYTES
