@@ -40,6 +40,7 @@ from taskq.errors import (
     WorkerCrashed,
 )
 from taskq.model.context import Context, current
+from taskq.model.queues import Queue
 from taskq.model.retry import RetryPolicy
 from taskq.model.states import Cancellation, Rescheduling, State
 
@@ -62,6 +63,7 @@ __all__ = [
     "MessageLost",
     "MessageRefused",
     "MessageTooLarge",
+    "Queue",
     "RemoteError",
     "Rescheduling",
     "Result",

@@ -31,7 +31,9 @@ NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 # What fits into its field of the board.
 MOST_CRASHES = 100
 # Read by the command line and the embedded server, before or without an app.
-OTHER_VARIABLES = frozenset({"TASKQ_APP", "TASKQ_HEALTH_PORT"})
+OTHER_VARIABLES = frozenset({"TASKQ_APP", "TASKQ_HEALTH_PORT", "TASKQ_QUEUES"})
+MOST_PARTITIONS = 256
+_MOST_DIGITS = 9
 
 
 class Settings(TypedDict, total=False):
@@ -71,6 +73,37 @@ def check_name(kind: str, value: object) -> str:
         msg = f"{kind} name {value[:140]!r}: use 1 to 128 of A-Z a-z 0-9 _ . -"
         raise ConfigError(msg)
     return value
+
+
+def check_partitions(queue: str, value: object) -> int:
+    """Return `value` if a queue can have so many partitions."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"partitions of the queue {queue} must be an int, not {type(value).__name__}"
+        raise TypeError(msg)
+    if not 1 <= value <= MOST_PARTITIONS:
+        msg = f"partitions of the queue {queue} must be 1 to {MOST_PARTITIONS}, not {value}"
+        raise ConfigError(msg)
+    return value
+
+
+def read_queues(what: str, text: str) -> dict[str, int | None]:
+    """Return the queues in `a,b:8`, and how many partitions each is said to have.
+
+    Raises:
+        ConfigError: it is not written so; it names `what`.
+
+    """
+    found: dict[str, int | None] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, colon, count = part.partition(":")
+        if not NAME.fullmatch(name):
+            msg = f"{what} {text[:140]!r}: queue names have 1 to 128 of A-Z a-z 0-9 _ . -"
+            raise ConfigError(msg)
+        if colon and not (count.isascii() and count.isdigit() and len(count) <= _MOST_DIGITS):
+            msg = f"{what} {text[:140]!r}: after the colon, how many partitions: {name}:8"
+            raise ConfigError(msg)
+        found[name] = check_partitions(name, int(count)) if colon else found.get(name)
+    return found
 
 
 def seconds(name: str, value: object, *, minimum: float = 0.0) -> float:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|[smhdw])")
 _LOOK_SECONDS = 0.005
+_OPEN_SECONDS = 2.0
 # How long each instant is waited for once the patience is over.
 _IMPATIENCE_SECONDS = 0.05
 _one_at_a_time = threading.Lock()
@@ -87,7 +88,8 @@ class VirtualClock:
         # Nothing in production asks whether there is such a clock: these are put in the
         # place of what it calls.
         own_now = clocks.now_ms
-        self._keys = [keys.ahead(app.name, queue) for queue in {*app.queues, *queues}]
+        places = {place for queue in app.queues for place in app.partitions.places(queue)}
+        self._keys = [keys.ahead(app.name, place) for place in {*places, *queues}]
 
         def now_ms() -> int:
             return own_now() + self._ahead_ms
@@ -200,9 +202,14 @@ def running_worker(
     no server and the `test` extra. With `clock` it goes by that.
     """
     served = tuple(queues or app.queues)
-    timed = clock.in_force(app, served) if clock else contextlib.nullcontext()
+    places = tuple(place for queue in served for place in app.partitions.places(queue))
+    timed = clock.in_force(app, places) if clock else contextlib.nullcontext()
     with _pointed_at(app, url), timed:
-        plan = Plan(served, threads, coroutines, "test-worker")
+        for queue in served:
+            # As the worker itself, it may be there before Redis is.
+            with contextlib.suppress(BrokerError):
+                app.partitions.open(queue, within=_OPEN_SECONDS)
+        plan = Plan(places, threads, coroutines, "test-worker")
         engine = Engine(app, plan)
         maintenance = Maintenance(
             app.name,
@@ -218,10 +225,10 @@ def running_worker(
         timekeeper = Timekeeper(
             app.name,
             app.access.endpoint,
-            plan.queues,
+            served,
             keyring=app.access.keyring,
             lease=app.config.lease,
-            declared=Declared.by(app, plan.queues),
+            declared=Declared.by(app, served),
         )
         engine.start()
         maintenance.start()

@@ -10,6 +10,7 @@ import msgspec
 
 from taskq.broker import scripts
 from taskq.broker.scripts import Script
+from taskq.config import MOST_PARTITIONS
 from taskq.model import control
 from taskq.model.message import Message
 
@@ -340,6 +341,11 @@ def forget(base: str, id: str) -> Command[str]:
     return Command(scripts.load("forget"), base, (id,), _text)
 
 
+def widen(base: str, partitions: int) -> Command[int]:
+    """Say how many partitions a queue has. Reads as how many that is by now."""
+    return Command(scripts.load("widen"), base, (partitions, MOST_PARTITIONS), _first_number)
+
+
 def revive(base: str, id: bytes, died: bytes, lane: str, message: bytes) -> Command[str]:
     """Queue a message in place of a dead letter. Reads as 'o', 'd' done before, or 'no'."""
     return Command(scripts.load("revive"), base, (id, died, lane, message), _text)
@@ -379,6 +385,10 @@ def _waiting_lot(outgoing: Outgoing) -> tuple[str, str, bytes]:
 
 def _kind_and_number(finish: Finish) -> tuple[str, int]:
     return finish.kind, finish.number
+
+
+def _first_number(reply: Any) -> int:
+    return int(reply[0])
 
 
 def _text(reply: Any) -> str:

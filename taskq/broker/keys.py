@@ -3,6 +3,10 @@
 All keys of a queue begin with the same hash tag, so that every script touches one slot
 of a cluster. The scripts get the base as KEYS[1] and append the names below.
 
+A queue may have partitions, each with all of these keys. The *place* of one is written
+`<queue>/<number>`, that of the first `<queue>` alone. What is said of a queue here, and in
+all that does not deal with partitions by name, is true of each place by itself.
+
 | key | type | holds | lives |
 |---|---|---|---|
 | `ready:<lane>` | list | the serialised calls; LPUSH in, RPOP out | while not empty |
@@ -34,21 +38,61 @@ of a cluster. The scripts get the base as KEYS[1] and append the names below.
 | `declared` | zset | name of a schedule in code → until when a worker vouches for it | the same |
 | `agenda` | channel | the name of a schedule that was made or changed | |
 | `mark` | string | nothing: a write, by which replicas show how far they are | 1 minute |
+| `partitions` | string | how many the queue has, where it has several; of the first one | |
 | `ahead` | string | µs by which a test's clock is ahead of Redis's; tests alone use it | 1 day |
 """
 
 from __future__ import annotations
 
-from taskq.config import check_name
+import re
+from collections.abc import Iterable
+
+from taskq.config import MOST_PARTITIONS, check_name
+from taskq.errors import ConfigError
 
 PREFIX = "tq"
 # The priority of the lane that bears the task's name alone.
 DEFAULT_PRIORITY = 5
+# Before the number of a partition; no name has one.
+_SLASH = "/"
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,2}")
+
+
+def place(queue: str, partition: int) -> str:
+    """Return the place of one partition of a queue."""
+    return f"{queue}{_SLASH}{partition}" if partition else queue
+
+
+def places(queue: str, count: int) -> tuple[str, ...]:
+    """Return the places of a queue with so many partitions."""
+    return tuple(place(queue, number) for number in range(count))
+
+
+def queue_of(place: str) -> str:
+    """Return the queue that a place is of."""
+    return place.partition(_SLASH)[0]
+
+
+def queues_of(places: Iterable[str]) -> dict[str, int]:
+    """Return the queues that these places are of, and how many each has."""
+    found: dict[str, int] = {}
+    for one in places:
+        queue = queue_of(one)
+        found[queue] = found.get(queue, 0) + 1
+    return found
+
+
+def told(places: Iterable[str]) -> str:
+    """Return in words which queues these places are of."""
+    counts = queues_of(places).items()
+    return ", ".join(
+        f"{name} ({count} partitions)" if count > 1 else name for name, count in counts
+    )
 
 
 def base(app: str, queue: str) -> str:
     """Return what every key of a queue begins with."""
-    return f"{PREFIX}:{{{app}:{queue}}}:"
+    return f"{PREFIX}:{{{app}:{queue.replace(_SLASH, ':')}}}:"
 
 
 def lane(task: str, priority: int) -> str:
@@ -106,6 +150,11 @@ def agenda(app: str, queue: str) -> str:
     return f"{base(app, queue)}agenda"
 
 
+def partitions(app: str, queue: str) -> str:
+    """Return the key of how many partitions a queue has."""
+    return f"{base(app, queue)}partitions"
+
+
 def bell(app: str, queue: str, digest: str, kind: str) -> str:
     """Return the key of the bell of a group of workers, for one kind of slot."""
     return f"{base(app, queue)}bell:{digest}:{kind}"
@@ -117,14 +166,23 @@ def wake(app: str, queue: str, worker: str) -> str:
 
 
 def address(name: str, queue: str) -> str:
-    """Return what people see as the id of a message: `<name>[@<queue>]`."""
+    """Return what people see as the id of a message: `<name>[@<queue>[/<partition>]]`."""
     return name if queue == "default" else f"{name}@{queue}"
 
 
 def parse_address(text: object) -> tuple[str, str]:
-    """Return the name and the queue of an address."""
+    """Return the name and the place of an address."""
     if not isinstance(text, str):
         msg = f"an id must be a str, not {type(text).__name__}"
         raise TypeError(msg)
     name, at, queue = text.rpartition("@")
-    return (name, check_name("queue", queue)) if at else (text, "default")
+    if not at:
+        return text, "default"
+    queue, slash, number = queue.partition(_SLASH)
+    check_name("queue", queue)
+    if not slash:
+        return name, queue
+    if not _NUMBER.fullmatch(number) or int(number) >= MOST_PARTITIONS:
+        msg = f"id {text[:200]!r}: after the queue, a partition is a number below {MOST_PARTITIONS}"
+        raise ConfigError(msg)
+    return name, place(queue, int(number))

@@ -28,6 +28,7 @@ _SCRIPTS = {
         "suspend",
         "trigger",
         "unplan",
+        "widen",
     ),
     "worker": (
         "agenda",

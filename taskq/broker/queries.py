@@ -10,6 +10,7 @@ import msgspec
 from taskq.broker import keys, scripts
 from taskq.broker.commands import Command
 from taskq.broker.records import UNREADABLE, Record, parse
+from taskq.config import MOST_PARTITIONS
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -83,6 +84,37 @@ def look(base: str, id: str, task: str | None) -> Command[Look]:
 def survey(base: str, queue: str) -> Command[Survey]:
     """Return what is in a queue, by task, and who serves it."""
     return Command(scripts.load("survey"), base, (), lambda reply: _survey(queue, reply))
+
+
+def joined(queue: str, surveys: Sequence[Survey]) -> Survey:
+    """Return what is in all partitions of a queue together; a child serves all of them."""
+    tasks: dict[str, TaskSurvey] = {}
+    workers: dict[tuple[str, int], WorkerSurvey] = {}
+    counts: dict[str, int] = {}
+    for one in surveys:
+        for name, some in one.tasks.items():
+            task = tasks.setdefault(name, TaskSurvey())
+            task.queued += some.queued
+            task.scheduled += some.scheduled
+            task.running += some.running
+            task.known = task.known and some.known
+        alike: dict[str, int] = {}
+        for worker in one.workers:
+            alike[worker.name] = number = alike.get(worker.name, 0) + 1
+            known = workers.get((worker.name, number), WorkerSurvey(worker.name, 0.0, 0))
+            left = max(known.lease_left, worker.lease_left)
+            running = known.running + worker.running
+            workers[worker.name, number] = WorkerSurvey(worker.name, left, running)
+        for what, count in one.counts.items():
+            counts[what] = counts.get(what, 0) + count
+    due = sum(one.due for one in surveys)
+    return Survey(queue, dict(sorted(tasks.items())), list(workers.values()), due, counts)
+
+
+def read_count(raw: bytes | None) -> int:
+    """Return how many partitions Redis says; what cannot be a number of them counts as one."""
+    count = int(raw) if raw and raw.isdigit() and len(raw) <= len(str(MOST_PARTITIONS)) else 1
+    return count if 1 <= count <= MOST_PARTITIONS else 1
 
 
 def letters(

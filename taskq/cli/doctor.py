@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import secrets
+from collections.abc import Iterator
 
 import click
 
@@ -80,10 +81,30 @@ def _examine(app: TaskQ) -> list[Finding]:
         text, _, fix = str(error).rpartition(": ")
         return [Finding(Level.ERROR, "access", text or fix, fix if text else "see above")]
     queue = app.queues[0]
-    return checkup.examine(
+    findings = checkup.examine(
         app.name,
         queue,
         access,
         allow_eviction=config.allow_eviction,
         replicas=replicas(config.durability),
     )
+    if checkup.worst(findings) is not Level.ERROR:
+        findings += _divided(app)
+    return findings
+
+
+def _divided(app: TaskQ) -> Iterator[Finding]:
+    """Compare the number of partitions of each queue with what Redis knows."""
+    for queue in app.queues:
+        count = app.partitions.count(queue)
+        try:
+            known = len(app.partitions.known(queue))
+        except BrokerError as error:
+            yield Finding(Level.UNKNOWN, "partitions", f"of {queue} cannot be asked for: {error}")
+            continue
+        if known > count:
+            text = f"the queue {queue} has {known} of them, and this app says {count}"
+            fix = f"set TASKQ_QUEUES={queue}:{known}, or Queue({queue!r}, partitions={known})"
+            yield Finding(Level.ERROR, "partitions", text, fix)
+        elif count > 1:
+            yield Finding(Level.OK, "partitions", f"{count} of the queue {queue}")

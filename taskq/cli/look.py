@@ -21,13 +21,20 @@ from taskq.config import check_name
 @click.command()
 @app_option
 @click.option("-Q", "--queues", help="Only these, comma-separated.")
+@click.option("--partitions", "apart", is_flag=True, help="Show each partition by itself.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def status(context: click.Context, app: str | None, queues: str | None, *, as_json: bool) -> None:
+def status(
+    context: click.Context, app: str | None, queues: str | None, *, apart: bool, as_json: bool
+) -> None:
     """Show what is queued, scheduled and running, and the live workers."""
     opened = open_app(context, app)
     names = opened.queues if queues is None else map(opened.check_queue, split_names(queues))
-    surveys = [_survey(opened, name) for name in names]
+    parts = {name: _surveys(opened, name) for name in names}
+    if apart:
+        surveys = [survey for some in parts.values() for survey in some]
+    else:
+        surveys = [queries.joined(name, some) for name, some in parts.items()]
     if as_json:
         click.echo(json.dumps(_as_data(opened, surveys), indent=2))
     else:
@@ -50,16 +57,20 @@ def purge(context: click.Context, app: str | None, queue: str, task: str, *, yes
     what = f"all messages of {task} on {queue}" if task else f"all messages on {queue}"
     if not yes:
         click.confirm(f"Throw away {printable(what)} of the app {opened.name}?", abort=True)
-    base, total, left = keys.base(opened.name, queue), 0, True
-    while left:
-        count, left = opened.broker.run(commands.purge(base, "purged", task))
-        total += count
+    total = 0
+    for place in opened.partitions.known(queue):
+        base, left = keys.base(opened.name, place), True
+        while left:
+            count, left = opened.broker.run(commands.purge(base, "purged", task))
+            total += count
     click.echo(f"purged {total} messages")
     opened.close()
 
 
-def _survey(app: TaskQ, queue: str) -> Survey:
-    return app.broker.run(queries.survey(keys.base(app.name, queue), queue))
+def _surveys(app: TaskQ, queue: str) -> list[Survey]:
+    """Return what is in each partition of a queue."""
+    places = app.partitions.known(queue)
+    return [app.broker.run(queries.survey(keys.base(app.name, one), one)) for one in places]
 
 
 def _as_data(app: TaskQ, surveys: Iterable[Survey]) -> dict[str, Any]:

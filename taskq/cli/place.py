@@ -11,7 +11,7 @@ import click
 
 from taskq.client.app import TaskQ
 from taskq.client.loader import load_app
-from taskq.config import NAME
+from taskq.config import NAME, read_queues
 from taskq.model.words import printable as printable  # noqa: PLC0414 - for all verbs
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,6 +69,14 @@ def split_names(text: str) -> tuple[str, ...]:
     if not names or not all(map(NAME.fullmatch, names)):
         fail(f"-Q {text[:140]!r}: queue names have 1 to 128 of A-Z a-z 0-9 _ . -")
     return names
+
+
+def split_queues(text: str) -> dict[str, int | None]:
+    """Return the queues in `-Q a,b:8`, and how many partitions each is said to have."""
+    queues = read_queues("-Q", text)
+    if not queues:
+        fail(f"-Q {text[:140]!r}: it names no queue")
+    return queues
 
 
 def fail(reason: str, code: int = 2) -> NoReturn:

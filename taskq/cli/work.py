@@ -8,7 +8,7 @@ import click
 
 from taskq.cli.durations import Duration
 from taskq.cli.health import PORT, PORT_VARIABLE
-from taskq.cli.place import app_and_modules, app_option, fail, process_name, split_names
+from taskq.cli.place import app_and_modules, app_option, fail, process_name, split_queues
 from taskq.worker import logs, memory
 from taskq.worker.process import Orders
 from taskq.worker.supervisor import Supervisor
@@ -21,7 +21,7 @@ LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"], case_se
 @click.command()
 @click.argument("modules", nargs=-1)
 @app_option
-@click.option("-Q", "--queues", help="Serve only these, comma-separated.")
+@click.option("-Q", "--queues", help="Serve only these: a,b; of b 8 partitions, at least: a,b:8.")
 @click.option(
     "-p", "--processes", type=click.IntRange(1, 1024), help="Child processes. [usable CPUs]"
 )
@@ -75,10 +75,12 @@ def worker(context: click.Context, /, modules: tuple[str, ...], **options: Any) 
     name = process_name(options["name"])
     processes, threads = _slots(options)
     most, limit = _memory(options)
+    queues = None if options["queues"] is None else split_queues(options["queues"])
     orders = Orders(
         app=app,
         modules=modules,
-        queues=None if options["queues"] is None else split_names(options["queues"]),
+        queues=None if queues is None else tuple(queues),
+        partitions={name: count for name, count in (queues or {}).items() if count},
         processes=processes,
         threads=threads,
         coroutines=options["coroutines"],

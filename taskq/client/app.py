@@ -19,16 +19,19 @@ from taskq.broker.sync import Broker
 from taskq.client import sending
 from taskq.client.dead import DeadLetters
 from taskq.client.mould import Mould
+from taskq.client.partitions import Partitions
 from taskq.client.periodic import Periodic, PeriodicDecorator, PeriodicOptions
 from taskq.client.result import Result
 from taskq.client.schedules import Schedules
 from taskq.client.signature import CallOptions, Options, Signature
+from taskq.client.spread import Spread
 from taskq.client.task import BoundTaskDecorator, Task, TaskDecorator, TaskOptions
 from taskq.client.waiter import Waiter
 from taskq.client.waiters import open_waiter
 from taskq.config import Config, Settings, check_name, nearest
 from taskq.errors import ConfigError
 from taskq.model.message import WIRE_ID, id_of
+from taskq.model.queues import Queue
 from taskq.model.signing import Domain, Seal
 
 P = ParamSpec("P")
@@ -49,7 +52,8 @@ class TaskQ:
         name: what its keys in Redis begin with; workers and producers share it.
         include: modules that a worker imports besides the app's own; `shop.jobs.*` is
             every module of that package.
-        queues: queues to declare that no task names.
+        queues: queues to declare that no task names, or that have several partitions:
+            `["low", Queue("emails", partitions=8)]`.
         lifespan: a context manager `fn(app)`, sync or async, entered by each worker
             process before it claims; what it yields is `ctx.state`.
         settings: see `taskq.config.Settings`; each is also a variable `TASKQ_<NAME>`.
@@ -61,7 +65,7 @@ class TaskQ:
         name: str,
         *,
         include: Sequence[str] = (),
-        queues: Iterable[str] = (),
+        queues: Iterable[Queue | str] = (),
         lifespan: Lifespan | None = None,
         **settings: Unpack[Settings],
     ) -> None:
@@ -71,14 +75,15 @@ class TaskQ:
         self.tasks: dict[str, Task[..., Any]] = {}
         # What `@app.periodic` declared, by the names of the schedules.
         self.periodic_calls: dict[str, Periodic] = {}
-        self._declared = [check_name("queue", queue) for queue in queues]
+        # How many partitions each queue has.
+        self.partitions = Partitions(self, queues)
         self._settings = settings
         # Guards what is made at first use.
         self._lock = threading.RLock()
         self._config: Config | None = None
         self._seals: dict[tuple[Domain, str], Seal] = {}
         # The mould of the last call of each task; for `sending`.
-        self.moulds: dict[str, Mould] = {}
+        self.moulds: dict[str, Mould | Spread] = {}
         self._abrokers: weakref.WeakKeyDictionary[Any, AsyncBroker] = weakref.WeakKeyDictionary()
         self._reset()
         _apps[name] = self
@@ -87,6 +92,7 @@ class TaskQ:
         self._access: Access | None = None
         self._broker: Broker | None = None
         self._waiter: Waiter | None = None
+        self.partitions.forget()
 
     def __repr__(self) -> str:
         return f"<TaskQ {self.name}>"
@@ -198,8 +204,8 @@ class TaskQ:
 
     def result(self, id: str) -> Result[Any]:
         """Return the handle on the message at that address."""
-        name, queue = keys.parse_address(id)
-        return Result(self, name, queue)
+        name, place = keys.parse_address(id)
+        return Result(self, name, place)
 
     @property
     def dead(self) -> DeadLetters:
@@ -240,7 +246,7 @@ class TaskQ:
     def queues(self) -> tuple[str, ...]:
         """The queues a worker serves if it is not told others."""
         named = (task.call_options.queue for task in self.tasks.values())
-        every = (self.config.default_queue, *self._declared, *filter(None, named))
+        every = (self.config.default_queue, *self.partitions.names, *filter(None, named))
         return tuple(dict.fromkeys(every))
 
     def check_queue(self, queue: str) -> str:

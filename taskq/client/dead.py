@@ -41,6 +41,7 @@ _LANE = re.compile(r"([^:]+)(:\d)?")
 _LATEST_MS = 253_402_300_799_999
 
 _Letters: TypeAlias = list["DeadLetter"]
+_Names: TypeAlias = list[str]
 _Page: TypeAlias = tuple[list[Letter], int | None]
 
 
@@ -89,7 +90,7 @@ class DeadLetters:
         """
         found: _Letters = []
         _check_limit(limit)
-        for one in self._queues(queue, task):
+        for one in self._places(queue, task):
             opened = (letter.told() for letter in self._walk(one))
             found += itertools.islice((one for one in opened if task in (None, one.task)), limit)
         return _newest(found, limit)
@@ -100,7 +101,7 @@ class DeadLetters:
         """Return the newest letters; as `list`, awaited."""
         found: _Letters = []
         _check_limit(limit)
-        for one in self._queues(queue, task):
+        for one in await self._aplaces(queue, task):
             count = 0
             async for letter in self._awalk(one):
                 if count == limit:
@@ -151,7 +152,7 @@ class DeadLetters:
         if ids:
             return sum(self._app.broker.run(one)[0] for one in self._discards(ids))
         total = 0
-        for one in self._queues(queue, task):
+        for one in self._places(queue, task):
             skip: int | None = 0
             while skip is not None:
                 count, skip = self._app.broker.run(self._discard(one, skip, task))
@@ -164,7 +165,7 @@ class DeadLetters:
         if ids:
             return sum([(await broker.run(one))[0] for one in self._discards(ids)])
         total = 0
-        for one in self._queues(queue, task):
+        for one in await self._aplaces(queue, task):
             skip: int | None = 0
             while skip is not None:
                 count, skip = await broker.run(self._discard(one, skip, task))
@@ -175,6 +176,15 @@ class DeadLetters:
         if task is not None:
             check_name("task", task)
         return self._app.queues if queue is None else (self._app.check_queue(queue),)
+
+    def _places(self, queue: str | None, task: str | None) -> _Names:
+        """Return all partitions of the queues that are meant."""
+        known = self._app.partitions.known
+        return [place for one in self._queues(queue, task) for place in known(one)]
+
+    async def _aplaces(self, queue: str | None, task: str | None) -> _Names:
+        known = self._app.partitions.aknown
+        return [place for one in self._queues(queue, task) for place in await known(one)]
 
     def _walk(self, queue: str) -> Iterator[_Opened]:
         skip: int | None = 0
@@ -195,19 +205,19 @@ class DeadLetters:
         return queries.letters(keys.base(self._app.name, queue), age_ms, skip, PAGE)
 
     def _find(self, id: str) -> _Opened:
-        queue, name = self._place(id)
+        queue, name = self._where(id)
         letters, _ = self._app.broker.run(self._one(queue, name))
         return self._opened(id, queue, letters)
 
     async def _afind(self, id: str) -> _Opened:
-        queue, name = self._place(id)
+        queue, name = self._where(id)
         letters, _ = await self._app.abroker().run(self._one(queue, name))
         return self._opened(id, queue, letters)
 
     def _one(self, queue: str, name: bytes) -> Command[_Page]:
         return queries.letters(keys.base(self._app.name, queue), 0, 0, 1, name)
 
-    def _place(self, id: str) -> tuple[str, bytes]:
+    def _where(self, id: str) -> tuple[str, bytes]:
         name, queue = keys.parse_address(id)
         raw = _RAW_NAME.fullmatch(name)
         return queue, (name if raw else self._app.wire_id(name)).encode()
@@ -221,7 +231,7 @@ class DeadLetters:
     def _discards(self, ids: Sequence[str]) -> Iterator[Command[tuple[int, int | None]]]:
         queues: dict[str, list[bytes]] = {}
         for id in ids:
-            queue, name = self._place(id)
+            queue, name = self._where(id)
             queues.setdefault(queue, []).append(name)
         for queue, names in queues.items():
             for at in range(0, len(names), PAGE):
@@ -255,7 +265,7 @@ class _Opened:
         name = envelope.name if envelope and envelope.name else self._name
         return DeadLetter(
             id=keys.address(name, self._queue),
-            queue=self._queue,
+            queue=keys.queue_of(self._queue),
             task=letter.lane.partition(":")[0],
             kind=DEATHS.get(record.letter, "unknown"),
             reason=reason,

@@ -5,6 +5,7 @@ Made once for a batch: what is left for each call is to write, sign and number i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,7 +14,7 @@ from taskq.broker.commands import Outgoing
 from taskq.client.signature import Options
 from taskq.config import replicas, seconds
 from taskq.errors import MessageTooLarge, SerializationError
-from taskq.model import clock, context, message, serializers
+from taskq.model import clock, context, message, queues, serializers
 from taskq.model.message import Envelope, Message
 from taskq.model.signing import Domain
 
@@ -31,9 +32,13 @@ _MOST_BESIDES = 1024
 class Mould:
     """Casts calls of one task into signed messages."""
 
-    def __init__(self, app: TaskQ, task: str, options: Options) -> None:
+    def __init__(
+        self, app: TaskQ, task: str, options: Options, partition: tuple[int, int] = (0, 1)
+    ) -> None:
+        """Make the mould for one partition of the queue, of so many."""
         config = app.config
-        queue = options.queue or config.default_queue
+        number, count = partition
+        queue = self.place = keys.place(options.queue or config.default_queue, number)
         priority = keys.DEFAULT_PRIORITY if options.priority is None else options.priority
         ttl, headers = options.result_ttl, options.headers
         self.base = keys.base(app.name, queue)
@@ -45,6 +50,12 @@ class Mould:
         self._lane = keys.lane(task, priority)
         self._due = options.due
         self._id = None if options.id is None else app.wire_id(options.id)
+        # An id says its partition.
+        self._new_id = (
+            message.new_id
+            if count == 1
+            else functools.partial(queues.new_id, partition=number, count=count)
+        )
         self._mark = None if options.id is None else records.mark_of(task)
         self._ttl_ms = None if ttl is None else round(seconds("result_ttl", ttl) * 1000)
         self._headers = dict(headers) if headers else None
@@ -79,7 +90,7 @@ class Mould:
     def cast_all(self, calls: Iterable[Written]) -> list[Outgoing]:
         """Return the signed messages of calls made now; each has an id of its own."""
         options, task, lane, due = self.options, self._task, self._lane, self._due
-        ttl_ms, headers, seal = self._ttl_ms, self._headers, self._seal
+        ttl_ms, headers, seal, new_id = self._ttl_ms, self._headers, self._seal, self._new_id
         soft_ms, hard_ms = self._limits_ms
         now_ms, (expires_ms, deadline_ms) = clock.now_ms(), self._ends()
         label = records.label(self._mark, expires_ms)
@@ -89,7 +100,7 @@ class Mould:
                 task, now_ms, how, body, options.id, options.ignore_result, ttl_ms, headers,
                 soft_ms, hard_ms, deadline_ms,
             )  # fmt: skip
-            one = Message(self._id or message.new_id(now_ms), expires_ms, envelope)
+            one = Message(self._id or new_id(now_ms), expires_ms, envelope)
             outgoing.append(Outgoing(one, message.encode(one, seal), lane, label, due))
         return outgoing
 

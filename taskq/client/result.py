@@ -43,20 +43,21 @@ class Result(Generic[R_co]):
     # A program may hold a million of them.
     __slots__ = (
         "__weakref__", "_last", "_lost", "_name", "_record", "_stored", "_task", "_value",
-        "app", "queue", "wire_id",
+        "app", "place", "wire_id",
     )  # fmt: skip
 
     def __init__(
         self,
         app: TaskQ,
         name: str,
-        queue: str,
+        place: str,
         *,
         wire_id: str | None = None,
         task: str | None = None,
         stored: bool = True,
     ) -> None:
-        self.queue = queue
+        # The queue, and which of its partitions; see `keys.place`.
+        self.place = place
         self.wire_id = wire_id or app.wire_id(name)
         self.app = app
         self._name = name
@@ -73,9 +74,14 @@ class Result(Generic[R_co]):
         return self.app.name
 
     @property
+    def queue(self) -> str:
+        """The queue it went to."""
+        return keys.queue_of(self.place)
+
+    @property
     def id(self) -> str:
         """The address of the message; `app.result(id)` gives this handle again."""
-        return keys.address(self._name, self.queue)
+        return keys.address(self._name, self.place)
 
     def __repr__(self) -> str:
         return f"<Result {self.id}>"
@@ -269,7 +275,7 @@ class Result(Generic[R_co]):
             msg = f"terminate must be a bool, not {type(terminate).__name__}"
             raise TypeError(msg)
         words = (reason or "")[:MOST_WORDS].encode(errors="backslashreplace")
-        seal = self.app.seal(Domain.CONTROL, self.queue)
+        seal = self.app.seal(Domain.CONTROL, self.place)
         order = control.give(self.wire_id.encode(), words, seal, terminate=terminate)
         return commands.cancel(self._base, self.wire_id, order)
 
@@ -283,11 +289,11 @@ class Result(Generic[R_co]):
 
     @property
     def _base(self) -> str:
-        return keys.base(self.app_name, self.queue)
+        return keys.base(self.app_name, self.place)
 
     @property
     def _key(self) -> str:
-        return keys.record(self.app_name, self.queue, self.wire_id)
+        return keys.record(self.app_name, self.place, self.wire_id)
 
     @property
     def _state(self) -> State:
@@ -308,7 +314,7 @@ class Result(Generic[R_co]):
     @property
     def _subject(self) -> Subject:
         generated = self._name == self.wire_id
-        return Subject(self.id, self.wire_id, self.queue, self._task, self.app.seal, generated)
+        return Subject(self.id, self.wire_id, self.place, self._task, self.app.seal, generated)
 
     def outcome(self) -> R_co:
         """Return or raise how the message ended; the record was read before."""

@@ -15,6 +15,7 @@ from taskq.broker.replication import Unreplicated
 from taskq.client.mould import Mould, Written
 from taskq.client.result import Result
 from taskq.client.signature import Signature
+from taskq.client.spread import Spread, mould_of
 from taskq.errors import (
     BrokerError,
     ConfigError,
@@ -38,7 +39,12 @@ _MOST_MOULDS = 1000
 
 def send(app: TaskQ, signature: Signature[T]) -> Result[T]:
     """Send one message."""
-    mould, one = _cast_one(app, signature)
+    mould = _known_mould(app, signature)
+    if mould is None:
+        _check_app(app, signature)
+        app.partitions.open(signature.queue)
+        mould = _new_mould(app, signature)
+    one = mould.cast(mould.write(signature.args, signature.kwargs))
     base, replicas, broker = mould.base, mould.replicas, app.broker
     try:
         if one.due is None:
@@ -46,13 +52,18 @@ def send(app: TaskQ, signature: Signature[T]) -> Result[T]:
         else:
             verdict = broker.run(commands.schedule(base, (one,)).lasting(replicas))
     except (Interrupted, Unreplicated) as error:
-        raise _unsure(error, signature, one) from error
-    return _accepted(app, signature, one, verdict)
+        raise _unsure(error, mould.place, one) from error
+    return _accepted(app, mould.place, one, verdict)
 
 
 async def asend(app: TaskQ, signature: Signature[T]) -> Result[T]:
     """Send one message; as `send`, awaited."""
-    mould, one = _cast_one(app, signature)
+    mould = _known_mould(app, signature)
+    if mould is None:
+        _check_app(app, signature)
+        await app.partitions.aopen(signature.queue)
+        mould = _new_mould(app, signature)
+    one = mould.cast(mould.write(signature.args, signature.kwargs))
     base, replicas, broker = mould.base, mould.replicas, app.abroker()
     try:
         if one.due is None:
@@ -60,14 +71,16 @@ async def asend(app: TaskQ, signature: Signature[T]) -> Result[T]:
         else:
             verdict = await broker.run(commands.schedule(base, (one,)).lasting(replicas))
     except (Interrupted, Unreplicated) as error:
-        raise _unsure(error, signature, one) from error
-    return _accepted(app, signature, one, verdict)
+        raise _unsure(error, mould.place, one) from error
+    return _accepted(app, mould.place, one, verdict)
 
 
 def send_many(app: TaskQ, calls: Iterable[Signature[T]]) -> list[Result[T]]:
     """Send many messages, a page in a round trip; all are checked before the first."""
     batch = _Batch(app, calls)
     try:
+        for queue in batch.queues:
+            app.partitions.open(queue)
         for verdicts in app.broker.run_each(batch.commands()):
             batch.accept(verdicts)
     except BrokerError as error:
@@ -79,6 +92,8 @@ async def asend_many(app: TaskQ, calls: Iterable[Signature[T]]) -> list[Result[T
     """Send many messages; as `send_many`, awaited."""
     batch = _Batch(app, calls)
     try:
+        for queue in batch.queues:
+            await app.partitions.aopen(queue)
         async for verdicts in app.abroker().run_each(batch.commands()):
             batch.accept(verdicts)
     except BrokerError as error:
@@ -122,7 +137,9 @@ class _Batch(Generic[T]):
 
     def __init__(self, app: TaskQ, calls: Iterable[Signature[T]]) -> None:
         self._app = app
-        self._moulds: dict[tuple[int, str, int], Mould] = {}
+        self._moulds: dict[tuple[int, str, int], Mould | Spread] = {}
+        # Those that are sent to.
+        self.queues: set[str] = set()
         self._entries = list(self._written(calls))
         # Those on the way, page by page.
         self._pages: deque[list[_Entry[T]]] = deque()
@@ -146,7 +163,7 @@ class _Batch(Generic[T]):
         for entry, verdict in zip(self._pages.popleft(), verdicts, strict=True):
             entry.verdict = verdict
             if verdict != REFUSED:
-                entry.result = handle(self._app, entry.cast(), entry.call.queue)
+                entry.result = handle(self._app, entry.cast(), entry.mould.place)
                 entry.outgoing, entry.written = None, _SENT
 
     def results(self) -> list[Result[T]]:
@@ -161,23 +178,25 @@ class _Batch(Generic[T]):
         """Return the error that befell a page, with what was sent and what was not."""
         if isinstance(error, (Interrupted, Unreplicated)):
             first = self._pages[0][0]
-            error = _uncertain(error, first.call, first.cast())
+            error = _uncertain(error, first.mould.place, first.cast())
         return self._with_parts(error)
 
     def _written(self, calls: Iterable[Signature[T]]) -> Iterable[_Entry[T]]:
         last: Signature[T] | None = None
-        mould: Mould | None = None
+        found: Mould | Spread | None = None
         for call in calls:
-            if mould is None or last is None or not _alike(call, last):
-                mould = self._mould_of(call)
+            if found is None or last is None or not _alike(call, last):
+                found = self._mould_of(call)
             last = call
+            mould = found if isinstance(found, Mould) else found.choose()
             yield _Entry(call, mould, mould.write(call.args, call.kwargs))
 
-    def _mould_of(self, call: Signature[T]) -> Mould:
+    def _mould_of(self, call: Signature[T]) -> Mould | Spread:
         kind = (id(call.app), call.task, id(call.options))
         if kind not in self._moulds:
             _check_app(self._app, call)
-            self._moulds[kind] = Mould(self._app, call.task, call.options)
+            self._moulds[kind] = mould_of(self._app, call.task, call.options)
+            self.queues.add(call.queue)
         return self._moulds[kind]
 
     def _with_parts(self, error: E) -> E:
@@ -192,22 +211,27 @@ def _alike(one: Signature[Any], other: Signature[Any]) -> bool:
     return one.options is other.options and one.task is other.task and one.app is other.app
 
 
-def _cast_one(app: TaskQ, signature: Signature[Any]) -> tuple[Mould, Outgoing]:
-    """Return what a call was cast in, and its signed message."""
+def _known_mould(app: TaskQ, signature: Signature[Any]) -> Mould | None:
+    """Return what casts a call that is like the last one of its task; else None."""
     mould = app.moulds.get(signature.task)
     if mould is None or mould.options is not signature.options or signature.app is not app:
-        _check_app(app, signature)
-        mould = Mould(app, signature.task, signature.options)
-        if len(app.moulds) >= _MOST_MOULDS:
-            app.moulds.clear()
-        app.moulds[signature.task] = mould
-    return mould, mould.cast(mould.write(signature.args, signature.kwargs))
+        return None
+    return mould if isinstance(mould, Mould) else mould.choose()
 
 
-def _accepted(app: TaskQ, signature: Signature[T], one: Outgoing, verdict: str) -> Result[T]:
+def _new_mould(app: TaskQ, signature: Signature[Any]) -> Mould:
+    """Return what casts a call, and keep it for those that are like it."""
+    mould = mould_of(app, signature.task, signature.options)
+    if len(app.moulds) >= _MOST_MOULDS:
+        app.moulds.clear()
+    app.moulds[signature.task] = mould
+    return mould if isinstance(mould, Mould) else mould.choose()
+
+
+def _accepted(app: TaskQ, place: str, one: Outgoing, verdict: str) -> Result[Any]:
     if verdict == REFUSED:
         raise duplicate(one)
-    return handle(app, one, signature.queue)
+    return handle(app, one, place)
 
 
 def duplicate(one: Outgoing) -> DuplicateMessage:
@@ -218,13 +242,13 @@ def duplicate(one: Outgoing) -> DuplicateMessage:
     return DuplicateMessage(msg)
 
 
-def handle(app: TaskQ, one: Outgoing, queue: str) -> Result[Any]:
-    """Return the handle on a message that was sent."""
+def handle(app: TaskQ, one: Outgoing, place: str) -> Result[Any]:
+    """Return the handle on a message that was sent to a place."""
     message = one.message
     return Result(
         app,
         message.envelope.name or message.id,
-        queue,
+        place,
         wire_id=message.id,
         task=message.envelope.task,
         stored=not message.envelope.ignore_result,
@@ -232,22 +256,21 @@ def handle(app: TaskQ, one: Outgoing, queue: str) -> Result[Any]:
 
 
 def _unsure(
-    error: Interrupted | Unreplicated, signature: Signature[Any], one: Outgoing
+    error: Interrupted | Unreplicated, place: str, one: Outgoing
 ) -> EnqueueUncertain | DuplicateMessage:
     if isinstance(error, Unreplicated) and error.verdicts == REFUSED:
         return duplicate(one)
-    return _uncertain(error, signature, one)
+    return _uncertain(error, place, one)
 
 
-def _uncertain(
-    error: Interrupted | Unreplicated, signature: Signature[Any], one: Outgoing
-) -> EnqueueUncertain:
-    name = one.message.envelope.name or one.message.id
-    address = keys.address(name, signature.queue)
+def _uncertain(error: Interrupted | Unreplicated, place: str, one: Outgoing) -> EnqueueUncertain:
+    envelope = one.message.envelope
+    name = envelope.name or one.message.id
+    address = keys.address(name, place)
     if isinstance(error, Unreplicated):
-        told = f"if that dies now, {signature.task} {address} may be lost"
+        told = f"if that dies now, {envelope.task} {address} may be lost"
     else:
-        told = f"Redis may or may not have accepted {signature.task} {address}"
+        told = f"Redis may or may not have accepted {envelope.task} {address}"
     msg = f"{error}; {told}: enqueueing it again with options(id={name!r}) is safe"
     return EnqueueUncertain(msg, name)
 

@@ -12,7 +12,7 @@ import msgspec
 from taskq.broker.commands import Outgoing
 from taskq.config import SERIALIZERS, Seconds, check_name, nearest, replicas, seconds
 from taskq.errors import ConfigError
-from taskq.model import message, times
+from taskq.model import message, queues, times
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
@@ -32,6 +32,7 @@ class CallOptions(TypedDict, total=False):
     expires: Seconds | datetime | None
     deadline: Seconds | datetime | None
     id: str | None
+    partition_key: str | int | None
     serializer: str | None
     ignore_result: bool | None
     result_ttl: Seconds | None
@@ -68,6 +69,8 @@ class Options:
     deadline: Seconds | datetime | None = None
     # A second call with the id of a living message enqueues nothing.
     id: str | None = None
+    # Calls with one key go to one partition of the queue, in order; else they go round.
+    partition_key: str | int | None = None
     serializer: str | None = None
     ignore_result: bool | None = None
     # How long the outcome is kept; at least 60 s.
@@ -87,6 +90,7 @@ class Options:
             check_priority(self.priority)
         if self.id is not None:
             message.check_name(self.id)
+        self._check_partition_key()
         self._check_times()
         if self.serializer is not None and self.serializer not in SERIALIZERS:
             msg = f"serializer must be one of {', '.join(SERIALIZERS)}, not {self.serializer!r}"
@@ -95,6 +99,14 @@ class Options:
             _check_headers(self.headers)
         if self.durability is not None:
             replicas(self.durability)
+
+    def _check_partition_key(self) -> None:
+        if self.partition_key is None:
+            return
+        queues.check_key(self.partition_key)
+        if self.id is not None:
+            msg = "id= says the partition as well: give it or partition_key=, not both"
+            raise ConfigError(msg)
 
     def _check_times(self) -> None:
         times.check_due(self.countdown, self.eta)
@@ -170,13 +182,15 @@ class Signature(msgspec.Struct, Generic[R_co], frozen=True):
 
     @property
     def queue(self) -> str:
-        """The queue it goes to."""
+        """The queue it goes to, whichever of its partitions that will be."""
         return self.options.queue or self.app.config.default_queue
 
     def fixed(self, one: Outgoing) -> Signature[R_co]:
         """Return this signature under the id it was sent with: to send it again is safe."""
         name = one.message.envelope.name or one.message.id
-        return msgspec.structs.replace(self, options=dataclasses.replace(self.options, id=name))
+        # It says the partition, whatever said that the first time.
+        options = dataclasses.replace(self.options, id=name, partition_key=None)
+        return msgspec.structs.replace(self, options=options)
 
 
 def check_known(kind: str, given: Iterable[str], known: Mapping[str, object]) -> None:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import msgspec
 
+from taskq.broker import keys
 from taskq.broker.queries import Look
 from taskq.broker.records import UNREADABLE, Record
 from taskq.model import clock, message, outcome
@@ -48,7 +49,7 @@ class Subject(msgspec.Struct, frozen=True):
 
     address: str
     wire_id: str
-    queue: str
+    place: str
     task: str | None
     seal: Callable[[Domain, str], Seal]
     # A generated id tells when it was made; a given one does not.
@@ -79,7 +80,7 @@ class Subject(msgspec.Struct, frozen=True):
         return Snapshot(
             id=self.address,
             task=source.task if source else self.task,
-            queue=self.queue,
+            queue=keys.queue_of(self.place),
             status=record.state,
             attempt=record.attempts + (record.state is State.RUNNING),
             delivery=record.claims,
@@ -95,7 +96,7 @@ class Subject(msgspec.Struct, frozen=True):
 
     def report(self, record: Record) -> Report:
         """Return the signed report in a terminal record; `ResultTampered` if it is not ours."""
-        seal = self.seal(Domain.RESULT, self.queue)
+        seal = self.seal(Domain.RESULT, self.place)
         return outcome.read_report(
             record.tail, seal, self.wire_id.encode() + record.worker + record.seq
         )
@@ -106,15 +107,16 @@ class Subject(msgspec.Struct, frozen=True):
 
     def _unknown(self) -> Snapshot:
         note = "Redis does not know this id"
-        return Snapshot(self.address, self.task, self.queue, State.UNKNOWN, note=note)
+        queue = keys.queue_of(self.place)
+        return Snapshot(self.address, self.task, queue, State.UNKNOWN, note=note)
 
     def _envelope(self, raw: bytes) -> Envelope | None:
         if not raw:
             return None
-        return message.decode(raw, self.seal(Domain.MESSAGE, self.queue)).envelope
+        return message.decode(raw, self.seal(Domain.MESSAGE, self.place)).envelope
 
     def _errors(self, record: Record) -> tuple[AttemptError, ...]:
-        seal = self.seal(Domain.RESULT, self.queue)
+        seal = self.seal(Domain.RESULT, self.place)
         history = outcome.read_history(record.history, seal, self.wire_id.encode())
         return history.errors if history else ()
 

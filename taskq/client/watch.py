@@ -32,7 +32,7 @@ class Followed(Protocol):
     """A result, as far as a wait knows it."""
 
     app: Any
-    queue: str
+    place: str
     wire_id: str
 
     @property
@@ -106,7 +106,7 @@ class _Window(Generic[F]):
 
 def channel_of(result: Followed) -> bytes:
     """Return the channel on which the outcome is published."""
-    return keys.done(result.app_name, result.queue, result.wire_id).encode()
+    return keys.done(result.app_name, result.place, result.wire_id).encode()
 
 
 def follow(waiter: Waiter, results: Iterable[F], wait: Wait) -> Steps[F]:
@@ -171,11 +171,11 @@ def _read(window: _Window[F], channels: list[bytes]) -> Generator[Step[F], Any, 
     queues: dict[str, list[bytes]] = {}
     for channel in channels:
         if channel in window.open:
-            queues.setdefault(window.open[channel][0].queue, []).append(channel)
+            queues.setdefault(window.open[channel][0].place, []).append(channel)
     settled: list[F] = []
     for group in queues.values():
         firsts = [window.open[channel][0] for channel in group]
-        names = [keys.record(one.app_name, one.queue, one.wire_id) for one in firsts]
+        names = [keys.record(one.app_name, one.place, one.wire_id) for one in firsts]
         replies = yield Ask(("MGET", *names))
         if isinstance(replies, BrokerUnavailable):
             continue
@@ -206,13 +206,14 @@ def _expire(window: _Window[F]) -> Steps[F]:
         if expires <= now and channel in window.open:
             del window.expiries[channel]
             one = window.open[channel][0]
-            yield Run(commands.expire(keys.base(one.app_name, one.queue), one.wire_id))
+            yield Run(commands.expire(keys.base(one.app_name, one.place), one.wire_id))
 
 
 def _complain(window: _Window[F]) -> Steps[F]:
-    queues = {(ones[0].app_name, ones[0].queue) for ones in window.open.values()}
-    for app, queue in sorted(queues):
-        survey = yield Run(queries.survey(keys.base(app, queue), queue))
+    places = {(ones[0].app_name, ones[0].place) for ones in window.open.values()}
+    for app, place in sorted(places):
+        queue = keys.queue_of(place)
+        survey = yield Run(queries.survey(keys.base(app, place), queue))
         if isinstance(survey, queries.Survey) and not survey.workers:
             hint = "" if queue == "default" else f" -Q {queue}"
             log.warning(

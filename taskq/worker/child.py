@@ -36,6 +36,8 @@ log = logging.getLogger("taskq.worker")
 EXIT_FAILED = 2
 _PR_SET_PDEATHSIG = 1
 _CHECK_SECONDS = 1.0
+# How long a start may wait for Redis to say how many partitions a queue has.
+_LOOK_SECONDS = 2.0
 _IDLE_CHECKS = 2
 # Even an idle engine takes a turn each 2.5 s.
 _TURN_SECONDS = 20.0
@@ -94,9 +96,8 @@ class Child:
             self._examined = self._examine(app)
         threads = config.threads if orders["threads"] is None else orders["threads"]
         coroutines = config.coroutines if orders["coroutines"] is None else orders["coroutines"]
-        queues = [app.check_queue(one) for one in orders["queues"] or app.queues]
         plan = Plan(
-            tuple(queues), threads, coroutines, orders["name"], self._board, orders["alone"]
+            self._places(app), threads, coroutines, orders["name"], self._board, orders["alone"]
         )
         engine = Engine(app, plan)
         engine.exchange.terminate = lambda order: self._tell_to_end(order.id.decode())
@@ -113,6 +114,23 @@ class Child:
         engine.insist()
         engine.prepare()
         return engine
+
+    def _places(self, app: TaskQ) -> tuple[str, ...]:
+        """Return the places of all queues that are served.
+
+        Raises:
+            ConfigError: Redis knows of more partitions.
+
+        """
+        app.partitions.tell(self._orders["partitions"])
+        queues = [app.check_queue(one) for one in self._orders["queues"] or app.queues]
+        for queue in queues if self._examined else ():
+            # Where Redis is away, or full, maintenance compares them later.
+            with contextlib.suppress(BrokerError):
+                # There may be more since the first child of this worker has looked.
+                adopt = not self._orders["first"]
+                app.partitions.open(queue, within=_LOOK_SECONDS, adopt=adopt)
+        return tuple(place for queue in queues for place in app.partitions.places(queue))
 
     def _examine(self, app: TaskQ) -> bool:
         """Look at Redis before the first claim; return whether it could be reached."""
@@ -139,7 +157,7 @@ class Child:
             "examined": self._examined,
             "allow_eviction": config.allow_eviction,
             "lease": config.lease,
-            "schedules": Declared.by(engine.app, engine.plan.queues).note(),
+            "schedules": Declared.by(engine.app, keys.queues_of(engine.plan.queues)).note(),
             "kept": [engine.kept.letters, engine.kept.age_ms],
             "max_crashes": config.max_crashes,
             "processes": config.processes,

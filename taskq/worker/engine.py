@@ -61,6 +61,7 @@ class Phase(StrEnum):
 class Plan:
     """What one child serves, and with how many slots."""
 
+    # Their places: each partition is served as a queue of its own.
     queues: Sequence[str]
     threads: int
     coroutines: int

@@ -8,6 +8,7 @@ from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from taskq.broker import keys
 from taskq.broker.commands import Finish
 from taskq.errors import SerializationError, SoftTimeLimitExceeded
 from taskq.model import clock, context, message, outcome, serializers
@@ -213,7 +214,7 @@ class Executor:
         return Context(
             envelope.name or delivery.raw[12:44].decode(),
             envelope.task,
-            delivery.claim.queue,
+            keys.queue_of(delivery.claim.queue),
             attempt,
             claims,
             fence,

@@ -17,6 +17,7 @@ from taskq.broker import commands, keys, queries
 from taskq.broker.cluster import Lines
 from taskq.broker.commands import DEFAULT_KEPT, Blame, Kept, Order
 from taskq.broker.connection import Endpoint
+from taskq.broker.queries import read_count
 from taskq.errors import BrokerError
 from taskq.model import clock
 from taskq.model.signing import Keyring
@@ -50,6 +51,7 @@ class Maintenance:
         kept: Kept = DEFAULT_KEPT,
         lost: Callable[[Member], None] = lambda _member: None,
         first: Callable[[], None] | None = None,
+        grown: Callable[[dict[str, int]], None] = lambda _counts: None,
         orders: Callable[[Member, list[Order]], None] = lambda _member, _orders: None,
     ) -> None:
         self._app = app
@@ -60,6 +62,9 @@ class Maintenance:
         self._lost = lost
         # Called once, when Redis is reached; again where it raises a `BrokerError`.
         self._first = first
+        # Queues that have more partitions than are looked after, and how many.
+        self._grown = grown
+        self._count_at = 0.0
         # What a member is to cancel, which it may not have heard.
         self._orders = orders
         self._keyring, self._warrants = keyring, Warrants(app, keyring)
@@ -144,6 +149,7 @@ class Maintenance:
             self._renew(late)
             for queue in sorted(self._queues, key=late.__contains__):
                 self._do(queue, functools.partial(self._reclaim, queue, ""))
+            self._count()
             self._warn()
         except BrokerError as error:
             self._note_away(error)
@@ -236,6 +242,25 @@ class Maintenance:
             left, self.suspects[queue] = reply.left, reply.suspects
             if reply.taken:
                 log.warning("took back %d messages of a dead worker on %s", reply.taken, queue)
+
+    def _count(self) -> None:
+        """Once in a lease, see how many partitions queues have; say it where Redis forgot."""
+        if clock.monotonic() < self._count_at:
+            return
+        self._count_at = clock.monotonic() + self._lease_ms / 1000
+        grown: dict[str, int] = {}
+        for queue, count in keys.queues_of(self._queues).items():
+            self._do(queue, functools.partial(self._count_of, queue, count, grown))
+        if grown:
+            self._grown(grown)
+
+    def _count_of(self, queue: str, count: int, grown: dict[str, int]) -> None:
+        base = keys.base(self._app, queue)
+        known = read_count(self._lines.of(base).call("GET", keys.partitions(self._app, queue)))
+        if known < count:
+            known = self._lines.run(commands.widen(base, count))
+        if known > count:
+            grown[queue] = known
 
     def _warn(self) -> None:
         """Once a minute, say what people should know of."""

@@ -31,6 +31,8 @@ class Orders:
     app: str
     modules: tuple[str, ...] = ()
     queues: tuple[str, ...] | None = None
+    # How many partitions some queues have at least.
+    partitions: dict[str, int] = dataclasses.field(default_factory=dict[str, int])
     processes: int | None = None
     threads: int | None = None
     coroutines: int | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from taskq.model import clock
 from taskq.worker.blame import MOST_ALONE
@@ -62,6 +62,11 @@ class Staff:
         self.places = self._orders.processes or hello["processes"]
         if self._orders.shutdown_timeout is None:
             self.patience = hello["shutdown_timeout"]
+
+    def divide(self, counts: Mapping[str, int]) -> None:
+        """Let children that start from now on serve at least so many partitions of queues."""
+        partitions = {**self._orders.partitions, **counts}
+        self._orders = dataclasses.replace(self._orders, partitions=partitions)
 
     def start(self, place: int) -> ChildProcess:
         """Start a child in a place."""

@@ -11,6 +11,7 @@ import selectors
 import sys
 from collections import deque
 
+from taskq.broker import keys
 from taskq.broker.commands import Kept, Order
 from taskq.broker.connection import Endpoint
 from taskq.model import clock
@@ -61,6 +62,8 @@ class Supervisor:
         self._look_at = float("inf")
         # What maintenance heard that is to be cancelled.
         self._told: deque[tuple[Member, list[Order]]] = deque()
+        # Queues that maintenance found to have more partitions, and how many.
+        self._grown: dict[str, int] = {}
         # Why no worker may serve on this Redis, found when it was reached at last.
         self._refused: str | None = None
         # Why this one gave up.
@@ -145,21 +148,21 @@ class Supervisor:
                 self._burst.refresh(hello["queues"], hello["tasks"])
             if self._timekeeper is not None:
                 declared = Declared.of(hello["schedules"])
-                self._timekeeper.refresh(hello["queues"], keyring, declared)
+                self._timekeeper.refresh(keys.queues_of(hello["queues"]), keyring, declared)
         self._staff.fill()
 
     def _begin(self, hello: Note, keyring: Keyring) -> None:
         endpoint = Endpoint(hello["url"])
         log.info(
             "%s: app %s on %s, queues %s, %s each; tasks: %s",
-            self._orders.name, hello["app"], hello["place"], ", ".join(hello["queues"]),
+            self._orders.name, hello["app"], hello["place"], keys.told(hello["queues"]),
             hello["slots"], ", ".join(hello["tasks"]) or "none",
         )  # fmt: skip
         self._maintenance = Maintenance(
             hello["app"], endpoint, hello["queues"],
             keyring=keyring, lease=hello["lease"], digest=hello["digest"],
             kept=Kept(*hello["kept"]), members=self._staff.members, lost=self._staff.lost,
-            orders=self._ordered,
+            orders=self._ordered, grown=self._heard_of_growth,
             first=None if hello["examined"] else functools.partial(self._examine, endpoint, hello),
         )  # fmt: skip
         self._maintenance.start()
@@ -171,7 +174,7 @@ class Supervisor:
             self._burst.start()
         elif self._orders.schedules:
             self._timekeeper = Timekeeper(
-                hello["app"], endpoint, hello["queues"],
+                hello["app"], endpoint, keys.queues_of(hello["queues"]),
                 keyring=keyring, lease=hello["lease"], declared=Declared.of(hello["schedules"]),
             )  # fmt: skip
             self._timekeeper.start()
@@ -237,6 +240,20 @@ class Supervisor:
         if self._signals.stops > 1:
             self._stopping.hurry()
 
+    def _heard_of_growth(self, counts: dict[str, int]) -> None:
+        """Take down which queues have more partitions than are served."""
+        self._grown = counts
+        self._signals.wake()
+
+    def _follow_growth(self) -> None:
+        """Let new children, one by one, serve all partitions; the old ones go on meanwhile."""
+        counts, self._grown = self._grown, {}
+        if counts and not self._roll.active:
+            told = ", ".join(f"{queue} has {count} partitions" for queue, count in counts.items())
+            log.info("by now %s", told)
+            self._staff.divide(counts)
+            self._restart()
+
     def _restart(self) -> None:
         regular = [child for child in self._staff if not child.alone]
         log.info("restarting %d children, one by one", len(regular))
@@ -269,6 +286,7 @@ class Supervisor:
 
     def _go_on(self, now: float) -> None:
         """Start what is to be started, and see whether it is time to stop."""
+        self._follow_growth()
         self._staff.restart(now)
         self._roll.step(self._staff, self._staff.places)
         if self._maintenance is not None:

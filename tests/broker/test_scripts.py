@@ -86,6 +86,7 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
                 base, LEASE_MS, TICK_MS, worker.id, "d", [Blame("k", b"f", 3, "why")] * 2
             ),
         ],
+        "widen": [commands.widen(base, 1), commands.widen(base, 8)],
         "release": [commands.release(base, worker.id, [field.encode()] * 2)],
     } | schedule_samples(queue)
 

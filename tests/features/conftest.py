@@ -50,7 +50,7 @@ def _factory(url: str) -> Iterator[NewApp]:
 
 
 # What is tried on every kind of Redis; the rest differs in nothing that depends on it.
-EVERYWHERE = {"test_calling", "test_results", "test_retries", "test_gathering"}
+EVERYWHERE = {"test_calling", "test_partitions", "test_results", "test_retries", "test_gathering"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

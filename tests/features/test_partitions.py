@@ -1,0 +1,367 @@
+"""A queue with several partitions: one to those who use it, several to those who serve it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import taskq
+from taskq import (
+    Cancellation,
+    Cancelled,
+    ConfigError,
+    EnqueueUncertain,
+    Interrupted,
+    Queue,
+    Rescheduling,
+    State,
+    TaskQ,
+)
+from taskq.broker import keys
+from taskq.model import queues
+from taskq.testing import running_worker
+from tests.eventually import until
+
+COUNT = 4
+
+
+def declare(app: TaskQ) -> Any:
+    """Give an app some tasks on its queue."""
+    works = threading.Event()
+
+    @app.task(name="square", queue="mail")
+    def square(x: int) -> int:
+        return x * x
+
+    @app.task(name="where", queue="mail", bind=True)
+    def where(ctx: Any) -> list[str]:
+        return [ctx.id, ctx.queue]
+
+    @app.task(name="twice", queue="mail", bind=True, max_retries=1, default_retry_delay=0.01)
+    def twice(ctx: Any) -> int:
+        if ctx.attempt == 1:
+            raise taskq.Retry
+        return int(ctx.attempt)
+
+    @app.task(name="break", queue="mail")
+    def breaks() -> str:
+        if not works.is_set():
+            msg = "not yet"
+            raise ValueError(msg)
+        return "whole"
+
+    @app.task(name="chain", queue="mail")
+    async def chain(x: int) -> list[Any]:
+        sent = [await square.adelay(number) for number in range(x)]
+        return [[one.id for one in sent], await taskq.agather(sent)]
+
+    return SimpleNamespace(
+        app=app, square=square, where=where, twice=twice, breaks=breaks, chain=chain, works=works
+    )
+
+
+@pytest.fixture(scope="module")
+def shop(new_app: Any) -> Iterator[Any]:
+    found = declare(new_app(queues=[Queue("mail", partitions=COUNT), "other"]))
+    with running_worker(found.app):
+        yield found
+
+
+@pytest.fixture
+def idle(new_app: Any) -> Any:
+    """The same without a worker."""
+    return declare(new_app(queues=[Queue("mail", partitions=COUNT)]))
+
+
+def twin_of(app: TaskQ, *declared: Queue | str, **settings: Any) -> TaskQ:
+    """Return another program's view of the same app."""
+    secret = ",".join(app.config.secret)
+    return TaskQ(app.name, url=app.config.url, secret=secret, queues=declared, **settings)
+
+
+def waiting(app: TaskQ) -> int:
+    """Return how many calls of `square` are queued, in all partitions."""
+    places = app.partitions.known("mail")
+    return sum(app.broker.call("LLEN", keys.ready(app.name, one, "square")) for one in places)
+
+
+def partition_of(address: str) -> int:
+    return int(address.partition("@mail")[2].removeprefix("/") or 0)
+
+
+class TestChoice:
+    def test_calls_go_round_the_partitions(self, idle: Any) -> None:
+        sent = [idle.square.delay(1) for _ in range(3 * COUNT)]
+        assert Counter(partition_of(one.id) for one in sent) == dict.fromkeys(range(COUNT), 3)
+
+    def test_many_calls_are_spread_evenly(self, idle: Any) -> None:
+        sent = idle.square.map(range(10 * COUNT))
+        assert Counter(partition_of(one.id) for one in sent) == dict.fromkeys(range(COUNT), 10)
+
+    def test_calls_with_options_of_their_own_go_round_as_well(self, idle: Any) -> None:
+        sent = [idle.square.options(countdown=60 + n).delay(1) for n in range(3 * COUNT)]
+        assert Counter(partition_of(one.id) for one in sent) == dict.fromkeys(range(COUNT), 3)
+
+    def test_a_key_leads_to_one_partition(self, idle: Any) -> None:
+        keyed = idle.square.options(partition_key="customer-42")
+        sent = [keyed.delay(1), *keyed.map(range(3)), idle.app.send_task(
+            "square", (1,), queue="mail", partition_key="customer-42"
+        )]  # fmt: skip
+        assert {partition_of(one.id) for one in sent} == {queues.of_key("customer-42", COUNT)}
+
+    def test_calls_with_one_key_start_in_order(self, new_app: Any) -> None:
+        app = new_app(queues=[Queue("mail", partitions=COUNT)])
+        seen: list[int] = []
+        note = app.task(name="note", queue="mail")(seen.append)
+        sent = [note.options(partition_key="k").delay(number) for number in range(50)]
+        with running_worker(app, threads=1):
+            taskq.gather(sent, timeout=10)
+        assert seen == list(range(50))
+
+    def test_an_id_says_its_partition_again_and_again(self, idle: Any) -> None:
+        named = [idle.square.options(id=f"order-{n}").delay(1) for n in range(20)]
+        assert len({partition_of(one.id) for one in named}) == COUNT
+        again = [idle.square.options(id=f"order-{n}").delay(1) for n in range(20)]
+        assert [one.id for one in again] == [one.id for one in named]
+
+    @pytest.mark.parametrize("options", [{}, {"partition_key": "k"}])
+    def test_what_is_sent_again_under_its_id_is_not_there_twice(
+        self, idle: Any, options: Any
+    ) -> None:
+        """Whatever chose the partition of the first one."""
+        for _ in range(8):
+            first = idle.square.options(**options).delay(1)
+            again = idle.square.options(id=first.wire_id).delay(1)
+            assert again == first
+        assert waiting(idle.app) == 8
+
+    def test_what_an_error_gives_back_unsent_goes_where_it_was_sent_first(
+        self, idle: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        idle.square.delay(1)
+        real = idle.app.broker.run_each
+
+        def deaf(calls: Any) -> Iterator[str]:
+            """Send all, and lose the replies."""
+            yield from (reply for reply in real(calls) if not reply)
+            told = "the line was cut"
+            raise Interrupted(told)
+
+        monkeypatch.setattr(idle.app.broker, "run_each", deaf)
+        calls = [idle.square.options(partition_key=f"k{n}").s(n) for n in range(20)]
+        with pytest.raises(EnqueueUncertain) as raised:
+            idle.app.enqueue_many(calls)
+        monkeypatch.undo()
+        assert raised.value.sent == []
+        idle.app.enqueue_many(raised.value.unsent)
+        assert waiting(idle.app) == 21
+
+    def test_an_id_and_a_key_exclude_each_other(self, idle: Any) -> None:
+        with pytest.raises(ConfigError, match="id= says the partition as well"):
+            idle.square.options(id="a", partition_key="b")
+        with pytest.raises(ConfigError, match="id= says the partition as well"):
+            idle.square.options(id="a").options(partition_key="b")
+
+    @pytest.mark.parametrize("key", [True, 1.5, ["a"]])
+    def test_a_key_that_is_none_is_told_at_the_call(self, idle: Any, key: Any) -> None:
+        with pytest.raises(TypeError, match="partition_key must be a str or an int"):
+            idle.square.options(partition_key=key)
+
+    def test_where_there_is_one_partition_a_key_changes_nothing(self, new_app: Any) -> None:
+        app = new_app()
+        sent = app.send_task("square", (1,), partition_key="k")
+        assert "@" not in sent.id
+
+
+class TestAddress:
+    def test_it_is_all_that_a_handle_needs(self, shop: Any) -> None:
+        sent = [shop.square.delay(number) for number in range(3 * COUNT)]
+        again = [shop.app.result(one.id) for one in sent]
+        assert taskq.gather(again, timeout=10) == [number**2 for number in range(3 * COUNT)]
+        assert [one.queue for one in again] == ["mail"] * len(again)
+        for one in again:
+            shown = one.snapshot()
+            assert (shown.id, shown.queue, shown.status) == (one.id, "mail", State.SUCCEEDED)
+            assert one.forget()
+            assert shop.app.result(one.id).status is State.UNKNOWN
+
+    def test_the_first_partition_may_be_named_and_is_not(self, shop: Any) -> None:
+        sent = [shop.square.delay(1) for _ in range(COUNT)]
+        (first,) = (one for one in sent if one.place == "mail")
+        assert first.id.endswith("@mail")
+        assert shop.app.result(first.id + "/0") == first
+
+    def test_messages_are_cancelled_by_it(self, idle: Any) -> None:
+        for one in [idle.square.delay(1) for _ in range(COUNT)]:
+            assert idle.app.result(one.id).cancel("why") is Cancellation.CANCELLED
+            with pytest.raises(Cancelled, match="why"):
+                one.get(timeout=5)
+
+    def test_messages_are_rescheduled_by_it(self, shop: Any) -> None:
+        sent = [shop.square.options(countdown=600).delay(n) for n in range(COUNT)]
+        for one in sent:
+            assert shop.app.result(one.id).reschedule(countdown=0) is Rescheduling.MOVED
+        assert taskq.gather(sent, timeout=10) == [n**2 for n in range(COUNT)]
+
+    @pytest.mark.parametrize("rest", ["x", "01", "-1", "256", "1/2", ""])
+    def test_one_that_names_no_partition_is_told(self, idle: Any, rest: str) -> None:
+        with pytest.raises(ConfigError, match="a partition is a number below 256"):
+            idle.app.result(f"order-42@mail/{rest}")
+
+    def test_an_id_may_have_a_slash_of_its_own(self, idle: Any) -> None:
+        sent = idle.square.options(id="orders/42").delay(1)
+        assert idle.app.result(sent.id) == sent
+        assert idle.app.result(sent.id).status is State.QUEUED
+
+
+class TestAllOfIt:
+    def test_outcomes_come_as_they_end(self, shop: Any) -> None:
+        sent = shop.square.map(range(200))
+        done = [one.get() for one in taskq.as_completed(sent, timeout=10)]
+        assert sorted(done) == [number**2 for number in range(200)]
+
+    def test_delayed_calls_run_in_their_time(self, shop: Any) -> None:
+        sent = [shop.square.options(countdown=0.2).delay(n) for n in range(2 * COUNT)]
+        assert taskq.gather(sent, timeout=10) == [n**2 for n in range(2 * COUNT)]
+
+    def test_retries_stay_where_they_are(self, shop: Any) -> None:
+        sent = [shop.twice.delay() for _ in range(COUNT)]
+        assert taskq.gather(sent, timeout=15) == [2] * COUNT
+
+    def test_the_task_sees_the_queue_and_not_the_partition(self, shop: Any) -> None:
+        sent = [shop.where.delay() for _ in range(COUNT)]
+        assert taskq.gather(sent, timeout=10) == [[one.wire_id, "mail"] for one in sent]
+
+    def test_what_a_task_enqueues_is_spread_as_well(self, shop: Any) -> None:
+        ids, values = shop.chain.delay(2 * COUNT).get(timeout=10)
+        assert values == [n**2 for n in range(2 * COUNT)]
+        assert {partition_of(one) for one in ids} == set(range(COUNT))
+
+    def test_the_awaited_twins_do_the_same(self, shop: Any, awaited: Any) -> None:
+        async def go() -> None:
+            sent = [await shop.square.adelay(n) for n in range(COUNT)]
+            sent += await shop.square.amap(range(COUNT))
+            assert Counter(partition_of(one.id) for one in sent) == dict.fromkeys(range(COUNT), 2)
+            assert await taskq.agather(sent, timeout=10) == [n**2 for n in range(COUNT)] * 2
+
+        awaited(go(), shop.app)
+
+    def test_a_schedule_is_in_the_first_partition(self, shop: Any) -> None:
+        shop.app.schedules.add("often", shop.where.s(), every=1)
+        try:
+            last = until(lambda: shop.app.schedules.get("often").last_id, 10)
+            assert last.endswith("@mail")
+            assert shop.app.result(last).get(timeout=10) == [last.partition("@")[0], "mail"]
+        finally:
+            shop.app.schedules.remove("often")
+
+    def test_a_schedule_has_no_partition_key(self, shop: Any) -> None:
+        with pytest.raises(ConfigError, match="partition_key"):
+            shop.app.schedules.add("x", shop.where.options(partition_key="k").s(), every=60)
+
+
+class TestDeadLetters:
+    def test_those_of_all_partitions_are_listed_retried_and_purged(
+        self, new_app: Any, awaited: Any
+    ) -> None:
+        shop = declare(new_app(queues=[Queue("mail", partitions=COUNT)]))
+        dead = shop.app.dead
+        with running_worker(shop.app):
+            sent = [shop.breaks.delay() for _ in range(2 * COUNT)]
+            for one in sent:
+                assert isinstance(one.exception(timeout=10), ValueError)
+            until(lambda: len(dead.list("mail")) == 2 * COUNT)
+            assert {one.id for one in dead.list()} == {one.id for one in sent}
+            assert {one.queue for one in dead.list(limit=3)} == {"mail"}
+            assert dead.get(sent[0].id).kind == "failed"
+            shop.works.set()
+            again = [dead.retry(one.id) for one in sent[:COUNT]]
+            assert taskq.gather(again, timeout=10) == ["whole"] * COUNT
+            assert [one.place for one in again] == [one.place for one in sent[:COUNT]]
+            assert dead.purge(sent[COUNT].id) == 1
+
+            async def rest() -> int:
+                assert len(await dead.alist("mail")) == COUNT - 1
+                return await dead.apurge()
+
+            assert awaited(rest(), shop.app) == COUNT - 1
+            assert dead.list() == []
+
+    def test_partitions_that_only_redis_knows_are_looked_into(self, new_app: Any) -> None:
+        shop = declare(new_app(queues=[Queue("mail", partitions=COUNT)]))
+        with running_worker(shop.app):
+            sent = [shop.breaks.delay() for _ in range(COUNT)]
+            for one in sent:
+                assert isinstance(one.exception(timeout=10), ValueError)
+        with twin_of(shop.app, "mail") as other:
+            assert {one.id for one in other.dead.list("mail")} == {one.id for one in sent}
+
+
+class TestNumber:
+    def test_who_says_less_is_told_before_anything_is_sent(self, idle: Any, awaited: Any) -> None:
+        idle.square.delay(1)
+        told = f"queue mail of the app {idle.app.name} has {COUNT} partitions, not "
+        for declared, count in ((Queue("mail", partitions=2), 2), ("mail", 1)):
+            with twin_of(idle.app, declared) as other:
+                with pytest.raises(ConfigError, match=f"{told}{count}: say"):
+                    other.send_task("square", (1,), queue="mail")
+                with pytest.raises(ConfigError, match=f"{told}{count}: say") as raised:
+                    other.enqueue_many([other.task(name="s", queue="mail")(abs).s(1)])
+                assert isinstance(raised.value, ConfigError)
+                with pytest.raises(ConfigError, match=f"{told}{count}: say"):
+                    awaited(other.asend_task("square", (1,), queue="mail"), other)
+                with pytest.raises(ConfigError, match=told), running_worker(other):
+                    pass
+
+    def test_who_says_more_raises_it(self, idle: Any) -> None:
+        idle.square.delay(1)
+        with twin_of(idle.app, Queue("mail", partitions=COUNT + 3)) as other:
+            sent = [other.send_task("square", (1,), queue="mail") for _ in range(COUNT + 3)]
+            assert {partition_of(one.id) for one in sent} == set(range(COUNT + 3))
+        idle.app.partitions.forget()
+        with pytest.raises(ConfigError, match=f"has {COUNT + 3} partitions, not {COUNT}"):
+            idle.square.options(priority=1).delay(1)
+
+    def test_a_queue_with_one_partition_writes_nothing_down(self, new_app: Any) -> None:
+        app = new_app()
+        app.send_task("square", (1,))
+        assert app.broker.call("EXISTS", keys.partitions(app.name, "default")) == 0
+
+    def test_it_comes_from_the_environment(
+        self, new_app: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TASKQ_QUEUES", "low:3,mail")
+        app = new_app(queues=["mail"])
+        assert app.queues == ("default", "mail", "low")
+        assert [app.partitions.count(one) for one in app.queues] == [1, 1, 3]
+
+    def test_the_greatest_number_that_is_said_counts(
+        self, new_app: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TASKQ_QUEUES", "low:3,mail:9")
+        app = new_app(queues=[Queue("mail", partitions=4), Queue("low", partitions=5)])
+        assert [app.partitions.count(one) for one in ("low", "mail")] == [5, 9]
+
+    def test_an_environment_that_cannot_be_read_is_told(
+        self, new_app: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TASKQ_QUEUES", "mail:many")
+        with pytest.raises(ConfigError, match="TASKQ_QUEUES 'mail:many'"):
+            new_app().send_task("square", queue="mail")
+
+    def test_a_queue_declared_twice_has_one_number(self) -> None:
+        with pytest.raises(ConfigError, match="declared with 2 partitions and 3"):
+            TaskQ("x", queues=[Queue("mail", partitions=2), Queue("mail", partitions=3)])
+
+    @pytest.mark.parametrize("garbage", ["x", "-5", "1e9", "999", "0"])
+    def test_what_cannot_be_a_number_of_them_counts_as_one(self, idle: Any, garbage: str) -> None:
+        key = keys.partitions(idle.app.name, "mail")
+        idle.app.broker.call("SET", key, garbage)
+        sent = [idle.square.delay(1) for _ in range(COUNT)]
+        assert len({one.place for one in sent}) == COUNT
+        assert idle.app.broker.call("GET", key) == str(COUNT).encode()
