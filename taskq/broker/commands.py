@@ -298,14 +298,17 @@ def reclaim(
     digest: str = "",
     blames: Sequence[Blame] = (),
     kept: Kept = DEFAULT_KEPT,
+    members: Sequence[bytes] = (),
 ) -> Command[Reclaimed]:
     """Take back the messages of a child, or of all whose lease ran out.
 
-    `blames` say what its death has to do with those that it ran. Suspects are counted of
+    Renews the leases of `members`, and rings for them. `blames` say what its death has to do
+    with those that it ran. Suspects are counted of
     the tasks that `digest` stands for.
     """
     arguments: list[Argument] = [
-        lease_ms, tick_ms, PUBLISH, worker, digest, kept.letters, kept.age_ms,
+        lease_ms, tick_ms, PUBLISH, worker, digest, kept.letters, kept.age_ms, len(members),
+        *members,
     ]  # fmt: skip
     for one in blames:
         arguments += (one.letter, one.field, one.budget, one.reason)

@@ -31,6 +31,7 @@ _LIBRARY_ORDER = (
     "schedules",
     "dead",
     "running",
+    "leases",
 )
 
 

@@ -1,7 +1,7 @@
 """Waiting for work without polling: a call that blocks on bells, and on nothing else.
 
 A lost ring costs latency, never a message: every return, time-outs included, is followed
-by a claim.
+by a claim; of partitions, one of them is asked then.
 """
 
 from __future__ import annotations
@@ -23,8 +23,13 @@ from taskq.model import clock
 
 log = logging.getLogger("taskq.worker")
 
-# How late a lost ring is made up for. Well under the socket timeout of 5 s.
+# How late a lost ring is made up for.
 BLOCK_SECONDS = 2.5
+# With partitions, a second for each, so that their number does not make idle workers busy:
+# maintenance makes up for lost rings there.
+_MOST_BLOCK = 10.0
+# Where one call blocks and nobody selects on its line: well under the socket timeout of 5 s.
+_MOST_CALL = 4.0
 _AWAY_SECONDS = 0.3
 # How long after its time a blocked call may be answered.
 _SILENT_SECONDS = 2.0
@@ -34,10 +39,12 @@ _LEAST_SECONDS = 0.25
 class Heard(msgspec.Struct, frozen=True):
     """Why the bell's call returned."""
 
-    # The queue that was heard of; None where only this bell was woken.
+    # The queue that was heard of; None where only this bell was woken, or time has passed.
     queue: str | None
     # Whether that queue wants something cancelled; else it may have work.
     summons: bool = False
+    # Whether the time has passed, and no bell rang.
+    nothing: bool = False
 
 
 class Bell:
@@ -52,6 +59,8 @@ class Bell:
         self._posts = _posts(app, endpoint, queues, digest, child)
         # What the blocked call listens for; None while none is blocked.
         self.listening: str | None = None
+        # When one was blocked last that heard of work.
+        self.listened_at = 0.0
         self._heeded: dict[str, str] = {}
 
     @property
@@ -69,7 +78,7 @@ class Bell:
     def listen(
         self, kinds: str, members: dict[str, str], paused: frozenset[str] = frozenset()
     ) -> Heard | None:
-        """Block until a bell rings; None: time has passed, or Redis is away.
+        """Block until a bell rings; None: something may have been missed, or Redis is away.
 
         Args:
             kinds: of slot, those with room.
@@ -90,6 +99,8 @@ class Bell:
             return None
         finally:
             self.listening = None
+            if kinds:
+                self.listened_at = clock.monotonic()
 
     def close(self) -> None:
         """Close the connections. Nobody listens any more."""
@@ -114,9 +125,13 @@ class Post:
     """The bells of the queues that are reached over one line."""
 
     def __init__(
-        self, app: str, line: Line, queues: Sequence[str], digest: str, child: str
+        self, app: str, line: Line, queues: Sequence[str], digest: str, child: str, block: float
     ) -> None:
         self._app, self._line, self._queues, self._digest = app, line, queues, digest
+        # For how many seconds a call blocks.
+        self._block = block
+        # The bells take turns to come first: the first that rings is heard.
+        self._turn = 0
         # Wakes this very bell; in the slot of the first queue.
         self._own_key = keys.wake(app, queues[0], child)
         self.kick = commands.wake(keys.base(app, queues[0]), child)
@@ -133,8 +148,8 @@ class Post:
     def block(self, kinds: str, members: dict[str, str], paused: frozenset[str]) -> Heard | None:
         """Block until a bell rings."""
         wanted = self._wanted(kinds, members, paused)
-        reply = self._line.call("BLPOP", *wanted, BLOCK_SECONDS)
-        return None if reply is None else wanted[reply[0].decode()]
+        reply = self._line.call("BLPOP", *wanted, min(self._block, _MOST_CALL))
+        return Heard(None, nothing=True) if reply is None else wanted[reply[0].decode()]
 
     def stand(self, kinds: str, members: dict[str, str], paused: frozenset[str]) -> None:
         """See to it that a call is blocked that hears of all of this; return at once."""
@@ -142,8 +157,8 @@ class Post:
         try:
             if not self.asked and clock.monotonic() >= self._away_until:
                 # All end at the same time, so that one turn asks all queues.
-                seconds = BLOCK_SECONDS - clock.monotonic() % BLOCK_SECONDS
-                seconds += BLOCK_SECONDS if seconds < _LEAST_SECONDS else 0.0
+                seconds = self._block - clock.monotonic() % self._block
+                seconds += self._block if seconds < _LEAST_SECONDS else 0.0
                 self._line.send("BLPOP", *wanted, f"{seconds:.3f}")
                 self._until = clock.monotonic() + seconds + _SILENT_SECONDS
                 self.asked = wanted
@@ -163,8 +178,7 @@ class Post:
         except BrokerError as error:
             self._leave(error)
             return None
-        # Where time has passed, the next turn asks each queue that was not asked just now.
-        return Heard(None) if reply is None else asked[reply[0].decode()]
+        return Heard(None, nothing=True) if reply is None else asked[reply[0].decode()]
 
     def left(self) -> float:
         """Return for how many seconds its answer may be waited for."""
@@ -198,9 +212,10 @@ class Post:
             for queue in self._queues
             if queue in members
         }
+        self._turn = (self._turn + 1) % len(self._queues)
         bells = {
             keys.bell(self._app, queue, self._digest, kind): Heard(queue)
-            for queue in self._queues
+            for queue in (*self._queues[self._turn :], *self._queues[: self._turn])
             if queue not in paused
             for kind in kinds
         }
@@ -220,7 +235,13 @@ def _posts(
     lines, by_line = Lines(endpoint), dict[Line, list[str]]()
     for queue in queues:
         by_line.setdefault(lines.of(keys.base(app, queue)), []).append(queue)
-    return [Post(app, line, some, digest, child) for line, some in by_line.items()]
+    counts = keys.queues_of(queues)
+
+    def block(some: Sequence[str]) -> float:
+        most = max(counts[keys.queue_of(one)] for one in some)
+        return min(max(BLOCK_SECONDS, float(most)), _MOST_BLOCK)
+
+    return [Post(app, line, some, digest, child, block(some)) for line, some in by_line.items()]
 
 
 def _first_to_answer(posts: Sequence[Post]) -> Post | None:

@@ -29,7 +29,7 @@ from taskq.worker.bell import Bell
 from taskq.worker.board import Board
 from taskq.worker.books import Slots
 from taskq.worker.delivery import Delivery, take_back
-from taskq.worker.exchange import GATHER_SECONDS, Exchange
+from taskq.worker.exchange import ASK_SECONDS, GATHER_SECONDS, Exchange
 from taskq.worker.executor import START_SECONDS, Executor
 from taskq.worker.outbox import Outbox
 from taskq.worker.pools.coroutines import CoroutinePool
@@ -103,6 +103,7 @@ class Engine:
             app.name, app.access, plan.queues, badge, slots, self._outbox, self._board
         )
         self.exchange.after_turn = self._after_turn
+        self.exchange.deaf = self._deaf
         child = secrets.token_hex(8)
         self._bell = Bell(app.name, endpoint, plan.queues, self.digest, child)
         self._threads = ThreadPool(
@@ -267,11 +268,20 @@ class Engine:
         heard = self._bell.listen(exchange.open_kinds(), exchange.members(), exchange.paused())
         if self.phase is Phase.STOPPED:
             return
-        if heard is not None and heard.summons:
+        if heard is None:
+            self.exchange.ask()
+        elif heard.summons:
             self.exchange.hear(heard.queue)
+        elif heard.nothing:
+            self.exchange.look_round()
         else:
-            self.exchange.ask(None if heard is None else [heard.queue] if heard.queue else [])
+            self.exchange.ask([heard.queue] if heard.queue else [])
         self.exchange.lead()
+
+    def _deaf(self) -> bool:
+        """Whether nobody listens to the bells, nor did just now."""
+        bell = self._bell
+        return not bell.listening and clock.monotonic() - bell.listened_at > ASK_SECONDS
 
     def _interrupt(self, delivery: Delivery) -> None:
         """Stop a message, if it has started. What a thread does in C goes on until that ends."""

@@ -23,6 +23,7 @@ from taskq.worker.books import Books, Slots
 from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.outbox import Outbox
 from taskq.worker.port import Badge, Port, Reach
+from taskq.worker.rounds import Rounds
 from taskq.worker.warrants import Warrants
 
 log = logging.getLogger("taskq.worker")
@@ -68,10 +69,13 @@ class Exchange:
         self.terminate: Callable[[Order], None] = lambda _order: None
         # How many messages were run to an end.
         self.ended = 0
+        # Whether bells may have rung that nobody was there to hear.
+        self.deaf: Callable[[], bool] = lambda: True
         # When the last turn began, whether Redis answered or not.
         self.turned_at = clock.monotonic()
         # Messages of this child that wait for another attempt; kept for --burst only.
         self.retrying: set[bytes] | None = None
+        self._rounds = Rounds(self.ports)
         self._by_queue = {port.queue: port for port in self.ports}
         self._warrants = Warrants(app, access.keyring)
         self._slots, self._outbox = slots, outbox
@@ -85,6 +89,8 @@ class Exchange:
         self._under_way: Port | None = None
         self._look_at = math.inf
         self._turns = 0
+        # Whether the ports are to be asked though nothing was announced.
+        self._unheard = True
         # When the last turn ended well: Redis answered.
         self.reached_at = clock.monotonic()
 
@@ -93,6 +99,13 @@ class Exchange:
         for port in self.ports:
             if queues is None or port.queue in queues:
                 port.hungry, port.rung = True, queues is not None
+        self._asked = True
+
+    def look_round(self) -> None:
+        """Let the next turn claim where nothing was announced, and nobody asked just now."""
+        now = clock.monotonic()
+        for port in self._rounds.next_idle(now):
+            port.hungry = port.hungry or now - port.asked_at > ASK_SECONDS
         self._asked = True
 
     def hear(self, queue: str | None = None) -> None:
@@ -202,10 +215,10 @@ class Exchange:
         # While Redis is still at work on what is on its way.
         self._settle(self._outbox.take())
         self._receive()
-        # Each turn begins with another queue: room goes to all of them in time.
         self._turns += 1
-        first = self._turns % len(self.ports)
-        for port in (*self.ports[first:], *self.ports[:first]):
+        self._unheard = self.deaf()
+        # Room goes to the first in line, and so to all of them in time.
+        for port in self._rounds.order():
             self._receive()
             if not port.reach.away(self.turned_at):
                 self._visit(port)
@@ -230,6 +243,8 @@ class Exchange:
         else:
             reach.line.until = math.inf
             reach.answered()
+            for port in reach.ports:
+                port.hungry = True
 
     def _visit(self, port: Port) -> None:
         reach = port.reach
@@ -245,7 +260,8 @@ class Exchange:
         if port.due_at <= now:
             # Even without room: what is due is queued then, and others are rung for.
             port.rung, port.due_at = True, math.inf
-        if now - port.asked_at > ASK_SECONDS:
+        # To ask each partition each time would cost more than to listen to their bells.
+        if now - port.asked_at > ASK_SECONDS and (self._unheard or not port.divided):
             port.hungry = True
         if not port.enrolled:
             port.enrol(port.reach.line)
@@ -278,6 +294,7 @@ class Exchange:
                 for finish, verdict in zip(finishes, reply.verdicts, strict=False):
                     self._note(finish, verdict)
             if reply.claimed:
+                self._rounds.serve(port)
                 self._hand_out(port, reply)
             if reply.summoned and clock.monotonic() - port.obeyed_at > OBEY_SECONDS:
                 self._asked = port.summoned = True

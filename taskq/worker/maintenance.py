@@ -48,6 +48,7 @@ class Maintenance:
         lease: float,
         digest: str,
         members: Callable[[], Iterable[Member]],
+        holds: Callable[[Member], bool] = lambda _member: True,
         kept: Kept = DEFAULT_KEPT,
         lost: Callable[[Member], None] = lambda _member: None,
         first: Callable[[], None] | None = None,
@@ -59,6 +60,11 @@ class Maintenance:
         self._lease_ms, self._tick = round(lease * 1000), lease / 3
         self._digest, self._kept = digest, kept
         self._members = members
+        # Whether a member holds messages; and how long its lease is renewed at each round.
+        self._holds = holds
+        self._held_until: dict[Member, float] = {}
+        # Of partitions, one half is looked after in a round, and the other in the next.
+        self._rounds = 0
         self._lost = lost
         # Called once, when Redis is reached; again where it raises a `BrokerError`.
         self._first = first
@@ -147,7 +153,7 @@ class Maintenance:
             self._take_back_dead()
             self._give_back_stuck()
             self._renew(late)
-            for queue in sorted(self._queues, key=late.__contains__):
+            for queue in sorted(self._due(), key=late.__contains__):
                 self._do(queue, functools.partial(self._reclaim, queue, ""))
             self._count()
             self._warn()
@@ -157,6 +163,7 @@ class Maintenance:
         if self._silent:
             return 0.5 + secrets.randbelow(500) / 1000
         self._away = False
+        self._rounds += 1
         self._reached_at = clock.monotonic()
         return self._tick * (0.8 + secrets.randbelow(200) / 1000)
 
@@ -204,8 +211,31 @@ class Maintenance:
         if count:
             log.info("gave back %d messages of a busy child on %s", count, queue)
 
+    def _divided(self, place: str) -> bool:
+        """Whether it is one of several partitions."""
+        queue = keys.queue_of(place)
+        return sum(keys.queue_of(one) == queue for one in self._queues) > 1
+
+    def _due(self) -> list[str]:
+        """Return the queues that are looked after in this round: of partitions every other one."""
+        return [
+            place
+            for number, place in enumerate(self._queues)
+            if (number + self._rounds) % 2 == 0 or not self._divided(place)
+        ]
+
     def _renew(self, late: set[str]) -> None:
-        for member in sorted(self._members(), key=lambda one: one[0] in late):
+        """Renew leases; in partitions of those who hold something, as `reclaim` renews the others.
+
+        Who held something just now may have ended it without having said so.
+        """
+        now, members = clock.monotonic(), set(self._members())
+        until = {one: at for one, at in self._held_until.items() if one in members and at > now}
+        for member in members:
+            if not self._divided(member[0]) or self._holds(member):
+                until[member] = now + 2 * self._lease_ms / 1000
+        self._held_until = until
+        for member in sorted(until, key=lambda one: (one[0] in late, one)):
             self._do(member[0], functools.partial(self._renew_one, member))
 
     def _renew_one(self, member: Member) -> None:
@@ -227,7 +257,9 @@ class Maintenance:
         warrants.drop(self._lines.of(keys.base(self._app, queue)), queue, worker.encode(), unproven)
 
     def _reclaim(self, queue: str, worker: str, blames: Sequence[Blame] = ()) -> None:
-        left = True
+        left, ours = True, list[bytes]()
+        if not worker and self._divided(queue):
+            ours = [child.encode() for place, child in self._members() if place == queue]
         while left:
             command = commands.reclaim(
                 keys.base(self._app, queue),
@@ -237,6 +269,7 @@ class Maintenance:
                 self._digest,
                 blames,
                 self._kept,
+                ours,
             )
             reply = self._lines.run(command)
             left, self.suspects[queue] = reply.left, reply.suspects

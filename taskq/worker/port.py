@@ -92,6 +92,8 @@ class Port:
         # This child's id in the queue; a new one after its lease was lost.
         self.worker = b""
         self.enrolled = False
+        # Whether it is one of several partitions of its queue.
+        self.divided = False
         # Whether work may be waiting that was not asked for.
         self.hungry = True
         # Whether its bell rang, and no exchange has answered: the next one must, even

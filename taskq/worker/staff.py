@@ -187,6 +187,12 @@ class Staff:
         """Return whose leases are to be renewed."""
         return [member for child in self if not child.frozen for member in child.members.items()]
 
+    def holds(self, member: Member) -> bool:
+        """Whether a child has messages of a queue on its board."""
+        return any(
+            member in child.members.items() and bool(child.held(member[0])) for child in self
+        )
+
     def lost(self, member: Member) -> None:
         """Redis does not know a child's lease: replace the child, unless it has seen it."""
         if member not in self._unknown:

@@ -82,6 +82,7 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
         "reclaim": [
             commands.reclaim(base, LEASE_MS, TICK_MS),
             commands.reclaim(base, LEASE_MS, TICK_MS, worker.id),
+            commands.reclaim(base, LEASE_MS, TICK_MS, members=[worker.id, b"another"]),
             commands.reclaim(
                 base, LEASE_MS, TICK_MS, worker.id, "d", [Blame("k", b"f", 3, "why")] * 2
             ),

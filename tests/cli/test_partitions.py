@@ -141,6 +141,19 @@ class TestWorker:
         assert taskq.gather(held, timeout=30) == [[1, 2]] * COUNT
         assert worker.stop() == 0
 
+    def test_what_a_lost_host_held_is_taken_back_in_each(
+        self, shell: Shell, divided: TaskQ, tmp_path: Path
+    ) -> None:
+        first = shell.worker("proj", "-p", "1", "-t", str(COUNT), TASKQ_LEASE="1")
+        held = [send(divided, "hold", str(tmp_path)) for _ in range(COUNT)]
+        until(lambda: len(list(tmp_path.glob("started-*"))) == COUNT, 20)
+        shell.worker("proj", "-p", "1", "-t", str(COUNT), TASKQ_LEASE="1")
+        family = [first.process.pid, *first.children()]
+        for pid in family:
+            os.kill(pid, signal.SIGKILL)
+        (tmp_path / "go").touch()
+        assert taskq.gather(held, timeout=40) == [[1, 2]] * COUNT
+
 
 @pytest.mark.slow
 class TestGrowth:

@@ -1,9 +1,11 @@
 -- reclaim: take back the messages of a dead child, or of all whose lease ran out.
 -- KEYS  base
--- ARGV  lease_ms tick_ms publish worker digest letters letter_age_ms (blame field budget reason)*    worker: '' for all that expired
+-- ARGV  lease_ms tick_ms publish worker digest letters letter_age_ms members (member)*members (blame field budget reason)*    worker: '' for all that expired
 -- Returns {taken left suspects}    left: '1' if a further call is needed
--- use: core clock counts records lanes scheduled dead cancels running
+-- use: core clock counts records lanes scheduled dead cancels running leases
 --
+-- members   children of the caller that ask of themselves only now and then: their leases are
+--           renewed, and bells rung that nobody may have heard
 -- blame     what the death of the worker has to do with a message that it ran:
 --           'k' caused it: one crash more; at `budget` crashes the message is over
 --           't' it was killed for this one, which ran past its hard limit: that fails
@@ -21,7 +23,12 @@ local ALONE_FROM = 2
 local LOST_MOST = 20
 local POINTS = {s = 2, i = 1}
 local MOST = 500
+local MOST_RUNG = 100
+local members = tonumber(ARGV[8])
 call('HDEL', base .. 'seqs', '')
+
+for i = 9, 8 + members do renew_lease(ARGV[i], lease) end
+if members > 0 then keep_known(ARGV[5]) end
 
 -- A group without a worker is not rung for, nor does anybody know its tasks.
 local function leave_group(worker)
@@ -127,7 +134,7 @@ local function judge(id, lane, message, record, blame)
 end
 
 local blames, taken = {}, 0
-for i = 8, #ARGV, 4 do
+for i = 9 + members, #ARGV, 4 do
   blames[ARGV[i + 1]] = {letter = ARGV[i], budget = tonumber(ARGV[i + 2]), reason = ARGV[i + 3]}
 end
 
@@ -173,5 +180,13 @@ for _, lane in ipairs(call('ZRANGE', base .. 'lanes', 0, -1)) do
   if cleared(lane) ~= lane and call('HEXISTS', base .. 'known:' .. ARGV[5], task_of(cleared(lane))) == 1 then
     suspects = suspects + call('LLEN', base .. 'ready:' .. lane)
   end
+end
+
+-- A ring may have been lost with the connection of whoever was to hear it, and with a child
+-- the watch for what is due next.
+if members > 0 then
+  for _, lane in ipairs(call('ZRANGE', base .. 'lanes', 0, MOST_RUNG - 1)) do ring_for(task_of(lane)) end
+  local waiting = first_lane()
+  if waiting and call('EXISTS', base .. 'timer') == 0 then ring_for(task_of(waiting)) end
 end
 return {taken, rest, suspects}

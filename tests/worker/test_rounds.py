@@ -1,0 +1,181 @@
+"""Several partitions on one worker: none starves, none is asked in vain."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+
+import taskq
+from taskq import Queue, TaskQ
+from taskq.model import queues
+from taskq.testing import running_worker
+from taskq.worker.rounds import LOOK_SECONDS, Rounds
+from tests.cli.conftest import Shell
+from tests.eventually import let_pass, until
+from tests.fleets import Cluster, calls_of
+from tests.servers import Server
+
+COUNT = 8
+
+
+class FakePort:
+    """What rounds know of a port."""
+
+    divided: bool | None = None
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+
+
+def ports(*places: str) -> Any:
+    return [FakePort(place) for place in places]
+
+
+def names(some: Any) -> list[str]:
+    return [port.queue for port in some]
+
+
+class TestOrder:
+    def test_who_was_served_comes_last(self) -> None:
+        a, b, c = some = ports("a", "b", "c")
+        rounds = Rounds(some)
+        rounds.serve(a)
+        assert names(rounds.order()) == ["b", "c", "a"]
+        rounds.serve(c)
+        rounds.serve(b)
+        assert names(rounds.order()) == ["a", "c", "b"]
+
+    def test_a_queue_with_many_partitions_has_one_turn_among_the_others(self) -> None:
+        some = ports("mail", "mail/1", "mail/2", "low")
+        rounds, served = Rounds(some), list[str]()
+        for _ in range(8):
+            first = rounds.order()[0]
+            served.append(first.queue)
+            rounds.serve(first)
+        wanted = ["mail", "low", "mail/1", "low", "mail/2", "low", "mail", "low"]
+        assert served == wanted
+
+    def test_of_partitions_the_next_one_is_asked_where_nothing_is_told(self) -> None:
+        rounds = Rounds(ports("mail", "mail/1", "low"))
+        found = [names(rounds.next_idle(number * LOOK_SECONDS)) for number in range(1, 4)]
+        assert found == [["low", "mail"], ["low", "mail/1"], ["low", "mail"]]
+        assert names(rounds.next_idle(3.5 * LOOK_SECONDS)) == ["low"]
+
+    def test_a_port_knows_whether_it_is_one_of_several(self) -> None:
+        some = ports("mail", "mail/1", "low")
+        Rounds(some)
+        assert [port.divided for port in some] == [True, True, False]
+
+
+@pytest.fixture(params=["redis", "memory"])
+def app(request: pytest.FixtureRequest, new_app: Any, redis_url: str) -> TaskQ:
+    settings = {"url": redis_url} if request.param == "redis" else {}
+    made: TaskQ = new_app(queues=[Queue("mail", partitions=COUNT), "low"], **settings)
+    return made
+
+
+def test_all_partitions_that_are_full_share_a_worker(app: TaskQ) -> None:
+    order: list[int] = []
+
+    @app.task(queue="mail")
+    def note(partition: int) -> None:
+        order.append(partition)
+        let_pass(0.001)
+
+    key_of = {queue_key(partition): partition for partition in range(COUNT)}
+    for key, partition in key_of.items():
+        note.options(partition_key=key).map([partition] * 60)
+    with running_worker(app, threads=2, coroutines=0):
+        until(lambda: len(order) == 60 * COUNT, 30)
+    counts = Counter(order[: 30 * COUNT])
+    assert len(counts) == COUNT
+    assert min(counts.values()) >= 10, counts
+
+
+def queue_key(partition: int) -> str:
+    """Return a key that leads to a partition."""
+    return next(
+        str(number)
+        for number in itertools.count()
+        if queues.of_key(str(number), COUNT) == partition
+    )
+
+
+def test_one_that_is_filled_again_and_again_does_not_starve_the_others(app: TaskQ) -> None:
+    """The first bell that rings is heard: each must come first in its turn."""
+    stop = threading.Event()
+
+    @app.task(queue="mail")
+    def busy() -> None:
+        let_pass(0.002)
+        if not stop.is_set():
+            busy.options(partition_key=queue_key(0)).delay()
+
+    @app.task(queue="mail")
+    def rare(partition: int) -> int:
+        return partition
+
+    with running_worker(app, threads=2, coroutines=0):
+        for _ in range(6):
+            busy.options(partition_key=queue_key(0)).delay()
+        for _ in range(2):
+            sent = [rare.options(partition_key=queue_key(n)).delay(n) for n in range(1, COUNT)]
+            assert taskq.gather(sent, timeout=10) == list(range(1, COUNT))
+        stop.set()
+
+
+def test_a_message_on_an_idle_worker_concerns_its_partition_alone(
+    new_app: Any, redis_url: str, server: Server
+) -> None:
+    app = new_app(url=redis_url, queues=[Queue("mail", partitions=COUNT)])
+
+    @app.task(queue="mail")
+    def echo(value: int) -> int:
+        return value
+
+    asked: list[str] = []
+    with running_worker(app) as engine:
+        for port in engine.exchange.ports:
+            begin = functools.partial(heard, asked, port, port.begin)
+            port.begin = begin  # type: ignore[method-assign]
+        until(lambda: all(port.enrolled for port in engine.exchange.ports))
+        let_pass(0.3)
+        asked.clear()
+        places = [
+            echo.options(partition_key=queue_key(3)).delay(n).get(timeout=5) for n in range(10)
+        ]
+        assert places == list(range(10))
+        counts = Counter(asked)
+    assert counts.pop("mail/3") >= 10
+    # Now and then the next one is asked, whatever happens.
+    assert sum(counts.values()) <= 3, counts
+
+
+def heard(asked: list[str], port: Any, begin: Any, *arguments: Any) -> None:
+    asked.append(port.queue)
+    begin(*arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["server", "cluster"])
+def test_an_idle_worker_sends_two_commands_a_second_to_a_node_at_most(
+    place: str, request: pytest.FixtureRequest, tmp_path: Any
+) -> None:
+    fleet: Server | Cluster = request.getfixturevalue(place)
+    nodes = fleet.masters if isinstance(fleet, Cluster) else [fleet]
+    shell = Shell(tmp_path, fleet.url)
+    try:
+        shell.worker("proj", "-p", "1", "-Q", f"mail:{COUNT}")
+        let_pass(5)
+        before = [calls_of(node) for node in nodes]
+        let_pass(20)
+        after = [calls_of(node) for node in nodes]
+    finally:
+        shell.close()
+    for some, more in zip(before, after, strict=True):
+        assert more - some <= 20 * 2
