@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from taskq.broker import commands, keys
 from taskq.broker.commands import Command
 from taskq.broker.queries import read_count
-from taskq.config import MOST_PARTITIONS, read_queues
+from taskq.config import read_queues
 from taskq.errors import BrokerUnavailable, ConfigError, Interrupted
 from taskq.model.queues import Queue
 
@@ -67,7 +66,7 @@ class Partitions:
         """Return the numbers by which messages for any partition go round."""
         found = self._turns.get(queue)
         if found is None:
-            start = itertools.count(secrets.randbelow(MOST_PARTITIONS))
+            start = itertools.count(int.from_bytes(os.urandom(2)))
             found = self._turns.setdefault(queue, start)
         return found
 

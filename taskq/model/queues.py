@@ -6,8 +6,9 @@ leads to the same partition. What is computed here is the same in every process 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+
+import msgspec
 
 from taskq.config import check_name, check_partitions
 from taskq.model import message
@@ -18,8 +19,7 @@ _USED = 0x7FFF_FFFF
 _MOST_KEY = 1024
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(msgspec.Struct, frozen=True):
     """A queue, and how many partitions it has: so many nodes of a cluster can share it.
 
     Without a number it has one, or as many as `TASKQ_QUEUES` says.
