@@ -169,7 +169,7 @@ class AsyncBroker:
             group = self._groups[base, replicas] = AsyncGroup(run, self._deadline)
         return await group.send(one)
 
-    async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T]:
+    async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T | None]:
         """Run many; the next is made and sent while Redis works at the one before."""
         rest, sent = iter(calls), deque[Command[T]]()
         while True:

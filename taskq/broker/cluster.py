@@ -6,14 +6,17 @@ when it connects, and again when it is told that its node is the wrong one.
 
 from __future__ import annotations
 
-import itertools
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from taskq.broker.aio import AsyncBroker, AsyncLine
 from taskq.broker.commands import Command, Outgoing
-from taskq.broker.connection import CLIENT_ERRORS, Endpoint, can_read
+from taskq.broker.connection import CLIENT_ERRORS, Endpoint, ScriptMissing, can_read
 from taskq.broker.sync import Broker, Line
+from taskq.errors import BrokerError, BrokerUnavailable
+from taskq.model import clock
 
 T = TypeVar("T")
 
@@ -92,6 +95,47 @@ class Lines:
 class _NodeBroker(Broker):
     make_line = NodeLine
 
+    def hold_line(self, held: contextlib.ExitStack) -> Line:
+        """Return a line that is given back when `held` is left."""
+        return held.enter_context(self._line())
+
+    def take_off(self, command: Command[T], line: Line) -> _Flight[T]:
+        """Send a script call, and return it while it is on its way."""
+        return _Flight(self, line, command, self._deadline)
+
+
+class _Flight(Generic[T]):
+    """A script call on its way, the only one on its line."""
+
+    def __init__(
+        self, broker: _NodeBroker, line: Line, command: Command[T], deadline: float
+    ) -> None:
+        self.command = command
+        self._broker, self._line = broker, line
+        self._until = clock.monotonic() + deadline
+        self._error: BrokerError | None = None
+        try:
+            line.begin(command)
+        except BrokerError as error:
+            self._error = error
+
+    def land(self, *, again: bool) -> T:
+        """Return the reply; where something broke on the way, try `again` or not."""
+        try:
+            if self._error is not None:
+                raise self._error
+            reply = self._line.end(self.command)
+            if self.command.replicas:
+                self._line.replicate(self.command, str(reply), self._until)
+        except ScriptMissing:
+            return self._broker.run(self.command)
+        except BrokerUnavailable as error:
+            if not again:
+                raise
+            return self._broker.again(self.command, error)
+        else:
+            return reply
+
 
 class _AsyncNodeBroker(AsyncBroker):
     make_line = AsyncNodeLine
@@ -103,7 +147,7 @@ class ClusterBroker(Broker):
     def reset(self) -> None:
         """Begin without connections."""
         super().reset()
-        self._brokers: dict[str, Broker] = {}
+        self._brokers: dict[str, _NodeBroker] = {}
 
     def run(self, command: Command[T], *, within: float = float("inf")) -> T:
         """Run one script call; see `Broker.run`."""
@@ -113,10 +157,38 @@ class ClusterBroker(Broker):
         """Queue one message; see `Broker.enqueue`."""
         return self._of(base).enqueue(base, one, replicas)
 
-    def run_each(self, calls: Iterable[Command[T]]) -> Iterator[T]:
-        """Run many, those of one queue after another as a stream; see `Broker.run_each`."""
-        for base, some in itertools.groupby(calls, _base):
-            yield from self._of(base).run_each(some)
+    def run_each(self, calls: Iterable[Command[T]]) -> Iterator[T | None]:
+        """Run many, on all nodes at a time, those of one queue one after the other.
+
+        None stands for one that failed, after which no more are sent; the first error is
+        raised when all that were on their way have arrived.
+        """
+        flights: dict[str, _Flight[T]] = {}
+        lines: dict[str, Line] = {}
+        errors: list[BrokerError] = []
+
+        def land(base: str) -> T | None:
+            try:
+                return flights.pop(base).land(again=not errors)
+            except BrokerError as error:
+                errors.append(error)
+                return None
+
+        with contextlib.ExitStack() as held:
+            for command in calls:
+                base = command.base
+                while base in flights:
+                    yield land(next(iter(flights)))
+                if errors:
+                    break
+                broker = self._of(base)
+                if base not in lines:
+                    lines[base] = broker.hold_line(held)
+                flights[base] = broker.take_off(command, lines[base])
+            while flights:
+                yield land(next(iter(flights)))
+        if errors:
+            raise errors[0]
 
     def call(self, *arguments: Any, within: float = float("inf")) -> Any:
         """Send one command to the node that has its first key; see `Broker.call`."""
@@ -127,7 +199,7 @@ class ClusterBroker(Broker):
         for broker in list(self._brokers.values()):
             broker.close()
 
-    def _of(self, base: str) -> Broker:
+    def _of(self, base: str) -> _NodeBroker:
         broker = self._brokers.get(base)
         if broker is None:
             # Two threads may come here: then each broker is right for those who have it.
@@ -150,11 +222,36 @@ class AsyncClusterBroker(AsyncBroker):
         """Queue one message; see `AsyncBroker.enqueue`."""
         return await self._of(base).enqueue(base, one, replicas)
 
-    async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T]:
-        """Run many, those of one queue after another as a stream."""
-        for base, some in itertools.groupby(calls, _base):
-            async for reply in self._of(base).run_each(some):
-                yield reply
+    async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T | None]:
+        """Run many, on all nodes at a time; see `ClusterBroker.run_each`."""
+        flights: dict[str, asyncio.Task[T]] = {}
+        errors: list[BrokerError] = []
+
+        async def land() -> T | None:
+            base = next(iter(flights))
+            try:
+                return await flights[base]
+            except BrokerError as error:
+                errors.append(error)
+                return None
+            finally:
+                del flights[base]
+
+        try:
+            for command in calls:
+                while command.base in flights:
+                    yield await land()
+                if errors:
+                    break
+                flights[command.base] = asyncio.ensure_future(self.run(command))
+            while flights:
+                yield await land()
+        finally:
+            for task in flights.values():
+                task.cancel()
+            await asyncio.gather(*flights.values(), return_exceptions=True)
+        if errors:
+            raise errors[0]
 
     async def call(self, *arguments: Any) -> Any:
         """Send one command to the node that has its first key; see `AsyncBroker.call`."""
@@ -181,10 +278,6 @@ def open_broker(endpoint: Endpoint, deadline: float) -> Broker:
 def open_abroker(endpoint: Endpoint, deadline: float) -> AsyncBroker:
     """Return the driver for a place, of the running event loop."""
     return (AsyncClusterBroker if endpoint.clustered else AsyncBroker)(endpoint, deadline)
-
-
-def _base(command: Command[Any]) -> str:
-    return command.base
 
 
 def _key(arguments: Sequence[Any]) -> str | bytes:

@@ -224,8 +224,11 @@ class Broker:
             group = self._groups[base, replicas] = Group(run, self._deadline)
         return group.send(one)
 
-    def run_each(self, calls: Iterable[Command[T]]) -> Iterator[T]:
-        """Run many; the next is made and sent while Redis works at the one before."""
+    def run_each(self, calls: Iterable[Command[T]]) -> Iterator[T | None]:
+        """Run many; the next is made and sent while Redis works at the one before.
+
+        With a cluster, None stands for one that failed while others were on their way.
+        """
         rest, sent = iter(calls), deque[Command[T]]()
         while True:
             try:
@@ -237,12 +240,14 @@ class Broker:
             except BrokerUnavailable as error:
                 # What was on the way is sent again, one by one: scripts may be repeated.
                 while sent:
-                    command = sent.popleft()
-                    began = clock.monotonic()
-                    ask = _runner(command, began + self._deadline)
-                    yield self._again(began, error, ask)
+                    yield self.again(sent.popleft(), error)
             else:
                 return
+
+    def again(self, command: Command[T], error: BrokerUnavailable) -> T:
+        """Run one script call that broke on the way, until the deadline."""
+        began = clock.monotonic()
+        return self._again(began, error, _runner(command, began + self._deadline))
 
     def call(self, *arguments: Any, within: float = math.inf) -> Any:
         """Send one command that may be repeated, and return the reply.

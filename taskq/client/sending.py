@@ -141,26 +141,41 @@ class _Batch(Generic[T]):
         # Those that are sent to.
         self.queues: set[str] = set()
         self._entries = list(self._written(calls))
-        # Those on the way, page by page.
+        # Those on the way, page by page; and the first page that failed while others went on.
         self._pages: deque[list[_Entry[T]]] = deque()
+        self._failed: list[_Entry[T]] | None = None
 
     def commands(self) -> Iterator[Command[str]]:
-        """Return the commands that send them, queue by queue."""
+        """Return the commands that send them: a page of each queue, then the next of each."""
         queues: dict[tuple[str, int], list[_Entry[T]]] = {}
         for entry in self._entries:
             queues.setdefault((entry.mould.base, entry.mould.replicas), []).append(entry)
-        for (base, replicas), entries in queues.items():
-            for at in range(0, len(entries), commands.MOST_MESSAGES):
-                some = entries[at : at + commands.MOST_MESSAGES]
-                by_message = {id(one): entry for one, entry in zip(_cast(some), some, strict=True)}
-                outgoing = [entry.cast() for entry in some]
-                for page, command in commands.send(base, outgoing):
-                    self._pages.append([by_message[id(one)] for one in page])
-                    yield command.lasting(replicas)
+        rest = deque(self._paged(*of, entries) for of, entries in queues.items())
+        while rest:
+            pages = rest.popleft()
+            for page, command in itertools.islice(pages, 1):
+                self._pages.append(page)
+                yield command
+                rest.append(pages)
 
-    def accept(self, verdicts: str) -> None:
-        """Note what Redis said to the page that was sent first."""
-        for entry, verdict in zip(self._pages.popleft(), verdicts, strict=True):
+    def _paged(
+        self, base: str, replicas: int, entries: list[_Entry[T]]
+    ) -> Iterator[tuple[list[_Entry[T]], Command[str]]]:
+        """Return what is sent to one place, page by page."""
+        for at in range(0, len(entries), commands.MOST_MESSAGES):
+            some = entries[at : at + commands.MOST_MESSAGES]
+            by_message = {id(one): entry for one, entry in zip(_cast(some), some, strict=True)}
+            outgoing = [entry.cast() for entry in some]
+            for page, command in commands.send(base, outgoing):
+                yield [by_message[id(one)] for one in page], command.lasting(replicas)
+
+    def accept(self, verdicts: str | None) -> None:
+        """Note what Redis said to the page that was sent first; None: that failed."""
+        page = self._pages.popleft()
+        if verdicts is None:
+            self._failed = self._failed or page
+            return
+        for entry, verdict in zip(page, verdicts, strict=True):
             entry.verdict = verdict
             if verdict != REFUSED:
                 entry.result = handle(self._app, entry.cast(), entry.mould.place)
@@ -177,7 +192,7 @@ class _Batch(Generic[T]):
     def torn(self, error: BrokerError) -> BrokerError:
         """Return the error that befell a page, with what was sent and what was not."""
         if isinstance(error, (Interrupted, Unreplicated)):
-            first = self._pages[0][0]
+            first = (self._failed or self._pages[0])[0]
             error = _uncertain(error, first.mould.place, first.cast())
         return self._with_parts(error)
 

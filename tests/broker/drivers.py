@@ -41,6 +41,10 @@ class Blocking:
     def run_many(self, commands: Sequence[Command[T]]) -> list[Any]:
         return list(self._broker.run_each(commands))
 
+    def run_into(self, told: list[Any], commands: Sequence[Command[T]]) -> None:
+        """Run many; what came before an error stands in `told`."""
+        told.extend(self._broker.run_each(commands))
+
     def call(self, *arguments: Any) -> Any:
         return self._broker.call(*arguments)
 
@@ -50,6 +54,11 @@ class Blocking:
 
 async def all_of(replies: AsyncIterator[T]) -> list[T]:
     return [reply async for reply in replies]
+
+
+async def into(told: list[Any], replies: AsyncIterator[Any]) -> None:
+    async for reply in replies:
+        told.append(reply)  # noqa: PERF401 - an error may follow
 
 
 class Awaited:
@@ -64,6 +73,10 @@ class Awaited:
 
     def run_many(self, commands: Sequence[Command[T]]) -> list[Any]:
         return self._runner.run(all_of(self._broker.run_each(commands)))
+
+    def run_into(self, told: list[Any], commands: Sequence[Command[T]]) -> None:
+        """Run many; what came before an error stands in `told`."""
+        self._runner.run(into(told, self._broker.run_each(commands)))
 
     def call(self, *arguments: Any) -> Any:
         return self._runner.run(self._broker.call(*arguments))

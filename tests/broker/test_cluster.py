@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from taskq.broker.connection import Endpoint
 from taskq.broker.guides import Misplaced
 from taskq.errors import BrokerError, BrokerUnavailable, ConfigError
 from tests.broker.drivers import DRIVERS, Awaited, Blocking
-from tests.broker.queues import Queue
+from tests.broker.queues import ADD, Queue
 from tests.eventually import until
 from tests.fleets import Cluster
 from tests.servers import HOST, Server, free_port
@@ -80,6 +82,54 @@ def test_calls_for_several_nodes_are_answered_in_order(
             queue = Queue(driver, cluster.url, namespace, name)
             calls += [commands.enqueue(queue.base, queue.messages(turn + 1))]
     assert driver.run_many(calls) == ["o"] * 3 + ["oo"] * 3 + ["ooo"] * 3
+    driver.close()
+
+
+def test_calls_for_several_nodes_are_under_way_at_the_same_time(
+    cluster: Cluster, kind: Kind, namespace: str
+) -> None:
+    driver = kind(cluster.url, deadline=30)
+    queues = [
+        Queue(driver, cluster.url, namespace, name) for name in queues_on_each(cluster, namespace)
+    ]
+    # Each line is there before one of the nodes stands still.
+    driver.run_many([commands.enqueue(one.base, one.messages(1)) for one in queues])
+    calls = [commands.enqueue(one.base, one.messages(2)) for one in queues]
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(driver.run_many(calls)))
+    with cluster.owner(queues[0].base).client() as slow:
+        slow.execute_command("CLIENT", "PAUSE", 20_000, "WRITE")
+        try:
+            thread.start()
+            for one in queues[1:]:
+                with cluster.owner(one.base).client() as client:
+                    until(functools.partial(holds, client, f"{one.base}ready:{ADD}", 3), 15)
+        finally:
+            slow.execute_command("CLIENT", "UNPAUSE")
+    thread.join(20)
+    assert found == ["oo"] * 3
+    driver.close()
+
+
+def holds(client: Any, key: str, count: int) -> bool:
+    return bool(client.llen(key) == count)
+
+
+def test_one_that_fails_keeps_no_other_from_being_told(
+    cluster: Cluster, kind: Kind, namespace: str
+) -> None:
+    driver = kind(cluster.url)
+    queues = [
+        Queue(driver, cluster.url, namespace, name) for name in queues_on_each(cluster, namespace)
+    ]
+    queues[1].call("SET", f"ready:{ADD}", "no list")
+    calls = [commands.enqueue(one.base, one.messages(1)) for one in queues for _ in range(2)]
+    told: list[Any] = []
+    with pytest.raises(BrokerError, match="WRONGTYPE"):
+        driver.run_into(told, calls[::2] + calls[1::2])
+    # What was on its way when that was told was waited for, and no more was sent.
+    assert told[:3] == ["o", None, "o"]
+    assert len(queues[0].ready()) + len(queues[2].ready()) == told.count("o")
     driver.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 import taskq
 from taskq import (
+    BrokerError,
     Cancellation,
     Cancelled,
     ConfigError,
@@ -26,6 +28,8 @@ from taskq.broker import keys
 from taskq.model import queues
 from taskq.testing import running_worker
 from tests.eventually import until
+from tests.features.conftest import SECRET
+from tests.fleets import Cluster
 
 COUNT = 4
 
@@ -176,6 +180,38 @@ class TestChoice:
         app = new_app()
         sent = app.send_task("square", (1,), partition_key="k")
         assert "@" not in sent.id
+
+
+@pytest.mark.slow
+class TestOnACluster:
+    def test_partitions_are_on_all_nodes(self, cluster: Cluster) -> None:
+        name = f"t{secrets.token_hex(6)}"
+        places = keys.places("mail", 8)
+        assert len({cluster.owner(keys.base(name, place)).port for place in places}) == 3
+
+    def test_of_many_calls_only_those_are_unsent_whose_partition_refuses(
+        self, cluster: Cluster
+    ) -> None:
+        queue = Queue("mail", partitions=COUNT)
+        app = TaskQ(f"t{secrets.token_hex(6)}", url=cluster.url, secret=SECRET, queues=[queue])
+        shop = declare(app)
+        shop.square.delay(0)
+        broken = app.partitions.places("mail")[2]
+        app.broker.call("DEL", keys.ready(app.name, broken, "square"))
+        app.broker.call("SET", keys.ready(app.name, broken, "square"), "no list")
+        with pytest.raises(BrokerError, match="WRONGTYPE") as raised:
+            shop.square.map(range(10 * COUNT))
+        sent, unsent = raised.value.sent, raised.value.unsent
+        assert {one.place for one in sent} == set(app.partitions.places("mail")) - {broken}
+        assert (len(sent), len(unsent)) == (10 * (COUNT - 1), 10)
+        app.broker.call("DEL", keys.ready(app.name, broken, "square"))
+        again = app.enqueue_many(unsent)
+        assert {one.place for one in again} == {broken}
+        with running_worker(app):
+            assert sum(taskq.gather([*sent, *again], timeout=20)) == sum(
+                number**2 for number in range(10 * COUNT)
+            )
+        app.close()
 
 
 class TestAddress:

@@ -63,9 +63,9 @@ class Users:
     def judge(self) -> redis.Redis:
         return redis.Redis(port=self.server.port, username="judge", password="judge", protocol=2)
 
-    def app(self, role: str) -> TaskQ:
+    def app(self, role: str, queue: taskq.Queue | str = "mail") -> TaskQ:
         settings: Settings = {"secret": SECRET, "enqueue_deadline": 5}
-        return TaskQ(self.shell.name, url=self.urls[role], queues=["mail"], **settings)
+        return TaskQ(self.shell.name, url=self.urls[role], queues=[queue], **settings)
 
 
 @pytest.fixture
@@ -73,9 +73,17 @@ def users(tmp_path: Path, binary: Path) -> Iterator[Users]:
     with Server(binary) as server:
         shell = Shell(tmp_path, server.url)
         shell.write("proj.py", (shell.folder / "proj.py").read_text() + MORE)
+        shell.environment["TASKQ_QUEUES"] = "mail:3"
         users = Users(shell, server)
         yield users
         users.shell.close()
+
+
+def use_partitions(users: Users) -> None:
+    with users.app("producer", taskq.Queue("mail", partitions=3)) as app:
+        sent = [app.send_task("proj.add", (x, 1), queue="mail") for x in range(6)]
+        assert len({one.place for one in sent}) == 3
+        assert taskq.gather(sent, timeout=10) == [x + 1 for x in range(6)]
 
 
 def test_a_whole_run_asks_for_nothing_that_is_denied(users: Users, tmp_path: Path) -> None:
@@ -94,6 +102,7 @@ def test_a_whole_run_asks_for_nothing_that_is_denied(users: Users, tmp_path: Pat
         assert app.send_task("proj.ask", (4,)).get(timeout=5) == 5
         with pytest.raises(taskq.EnqueueUncertain, match="0 of 1 replicas"):
             app.send_task("proj.add", (5, 5), id="order-42", durability="replicas:1")
+        use_partitions(users)
         expired = app.send_task("proj.nobody", expires=0.2)
         assert isinstance(expired.exception(timeout=5), taskq.Expired)
         assert named.snapshot().status is taskq.State.SUCCEEDED
@@ -172,8 +181,10 @@ def test_the_users_of_a_cluster_are_enough_for_it(tmp_path: Path) -> None:
             for node in cluster.nodes:
                 with node.client() as client:
                     client.execute_command(*words)
+        shell.environment["TASKQ_QUEUES"] = "mail:8"
         worker = shell.worker("proj", "-p", "1", TASKQ_URL=urls["worker"])
-        with TaskQ(shell.name, url=urls["producer"], secret=SECRET, queues=["mail"]) as app:
+        mail = taskq.Queue("mail", partitions=8)
+        with TaskQ(shell.name, url=urls["producer"], secret=SECRET, queues=[mail]) as app:
             sent = [
                 app.send_task("proj.add", (x, 1), queue=queue)
                 for x in range(20)
