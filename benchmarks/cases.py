@@ -13,6 +13,7 @@ from benchmarks import (
     slots,
     starts,
     trips,
+    wide,
 )
 from benchmarks.case import Bar, Case, Line
 
@@ -92,6 +93,13 @@ DRAINS = (
         drains.without_results,
         drains.eight_threads,
         "results on",
+    ),
+    Case(
+        [Line("drain, 8 partitions on 3 nodes", "tasks/s", Bar(least=0.6))],
+        wide.over_three_nodes,
+        wide.on_one_server,
+        "one server",
+        extra=True,
     ),
     Case([Line("produce, run and gather", "tasks/s")], drains.together),
 )

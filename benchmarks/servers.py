@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from taskq.broker.embedded import find_binary
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 15.0
 STOP_SECONDS = 10.0
+SLOTS = 16_384
+# Nodes speak to each other on a port 10,000 above.
+MOST_CLUSTER_PORT = (1 << 16) - 10_000
 
 
 @contextlib.contextmanager
@@ -38,6 +41,44 @@ def own_server(*, loopback: bool = False) -> Iterator[str]:
             yield url
         finally:
             _stop(process)
+
+
+@contextlib.contextmanager
+def own_cluster(masters: int = 3) -> Iterator[str]:
+    """Yield the URL of a cluster of masters without replicas, which ends with the block."""
+    binary = find_binary(os.environ.get("TASKQ_REDIS_SERVER"), path=True)
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        for _ in range(masters):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tqb-")))
+            ports.append(_free_port(below=MOST_CLUSTER_PORT))
+            process = _start(binary, folder, ports[-1], {"cluster-enabled": "yes"})
+            stack.callback(_stop, process)
+            _wait_until_ready(_at(ports[-1]), process, folder)
+        _join(ports)
+        yield "redis+cluster://" + ",".join(f"{LOOPBACK}:{port}" for port in ports)
+
+
+def _join(ports: Sequence[int]) -> None:
+    """Make one cluster of these nodes, each with its share of the slots; wait until it serves."""
+    share, deadline = -(-SLOTS // len(ports)), time.monotonic() + START_SECONDS
+    for number, port in enumerate(ports):
+        with connect(_at(port)) as client:
+            slots = range(number * share, min((number + 1) * share, SLOTS))
+            client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+            client.execute_command("CLUSTER ADDSLOTS", *slots)
+            client.execute_command("CLUSTER MEET", LOOPBACK, ports[0])
+    for port in ports:
+        with connect(_at(port)) as client:
+            while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+                if time.monotonic() > deadline:
+                    msg = "the cluster did not become healthy"
+                    raise RuntimeError(msg)
+                time.sleep(0.05)
+
+
+def _at(port: int) -> str:
+    return f"redis://{LOOPBACK}:{port}/0"
 
 
 def connect(url: str) -> Any:
@@ -77,13 +118,17 @@ def remove(url: str, prefix: str) -> None:
             client.unlink(*page)
 
 
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind((LOOPBACK, 0))
-        return int(one.getsockname()[1])
+def _free_port(below: int = 1 << 16) -> int:
+    while True:
+        with socket.socket() as one:
+            one.bind((LOOPBACK, 0))
+            if (port := int(one.getsockname()[1])) < below:
+                return port
 
 
-def _start(binary: str, folder: Path, port: int) -> subprocess.Popen[bytes]:
+def _start(
+    binary: str, folder: Path, port: int, more: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     options = {
         "bind": LOOPBACK,
         "port": str(port),
@@ -93,6 +138,7 @@ def _start(binary: str, folder: Path, port: int) -> subprocess.Popen[bytes]:
         "save": "",
         "appendonly": "no",
         "maxmemory-policy": "noeviction",
+        **(more or {}),
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
     with (folder / "log").open("wb") as log:

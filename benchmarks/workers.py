@@ -48,11 +48,14 @@ class Process:
 
 @contextlib.contextmanager
 def taskq_worker(
-    threads: int = 8, processes: int = 1, variables: Mapping[str, str] | None = None
+    threads: int = 8,
+    processes: int = 1,
+    variables: Mapping[str, str] | None = None,
+    module: str = "benchmarks.tasks",
 ) -> Iterator[Process]:
     """Run `taskq worker`; it drains and ends with the block."""
     options = ("-p", str(processes), "-t", str(threads), "-l", "ERROR")
-    words = ("-m", "taskq", "worker", "benchmarks.tasks", *options)
+    words = ("-m", "taskq", "worker", module, *options)
     with running(*words, variables=variables) as process:
         yield process
 

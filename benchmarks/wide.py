@@ -1,0 +1,67 @@
+"""One queue over three nodes of a cluster, beside one on a server. Workers import this module."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import servers, workers
+from benchmarks.case import Bench
+from benchmarks.tasks import RUN
+from benchmarks.workers import Failed
+from taskq import Queue, TaskQ, gather
+from taskq.broker import keys
+
+PARTITIONS = 8
+MESSAGES = 30_000
+# How often it is looked how much is left: eight commands each time.
+LOOK_SECONDS = 0.02
+NAME = "add"
+
+# Which of them a worker serves, its variables say.
+app = TaskQ(f"benchmarks-{RUN}-wide", queues=[Queue("default", int(os.environ.get("WIDE", "1")))])
+
+
+@app.task(name=NAME)
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+def over_three_nodes(bench: Bench) -> Sequence[float]:
+    """Drain eight partitions on three masters."""
+    with servers.own_cluster() as url:
+        return (_drain(bench, url, PARTITIONS),)
+
+
+def on_one_server(bench: Bench) -> Sequence[float]:
+    """Drain one queue, on the server of the run."""
+    try:
+        return (_drain(bench, bench.url, 1),)
+    finally:
+        servers.remove(bench.url, keys.base(app.name, "default"))
+
+
+def _drain(bench: Bench, url: str, partitions: int) -> float:
+    """Queue everything, then start a worker process; every outcome must be there at the end."""
+    n, variables = bench.count(MESSAGES), {"TASKQ_URL": url, "WIDE": str(partitions)}
+    queue = Queue("default", partitions=partitions)
+    with TaskQ(app.name, url=url, queues=[queue]) as producer:
+        call: Any = producer.task(name=NAME)(add.fn)
+        results = call.starmap((number, 1) for number in range(n))
+        names = [
+            keys.ready(app.name, place, NAME) for place in producer.partitions.places("default")
+        ]
+
+        def left() -> int:
+            time.sleep(LOOK_SECONDS)
+            return sum(producer.broker.call("LLEN", name) for name in names)
+
+        with workers.taskq_worker(8, 1, variables, "benchmarks.wide") as process:
+            rate = workers.rate_of_drain(left, n, process)
+            values = gather(results, timeout=120)
+    if values != list(range(1, n + 1)):
+        msg = f"{len(values)} results of {n} came, or not those that the tasks returned"
+        raise Failed(msg)
+    return rate
