@@ -189,9 +189,15 @@ class Staff:
 
     def holds(self, member: Member) -> bool:
         """Whether a child has messages of a queue on its board."""
-        return any(
-            member in child.members.items() and bool(child.held(member[0])) for child in self
-        )
+        queue, worker = member
+        for child in self:
+            if child.members.get(queue) == worker:
+                try:
+                    return bool(child.held(queue))
+                except ValueError:
+                    # It has ended, and its board was closed, while this thread looked.
+                    return True
+        return False
 
     def lost(self, member: Member) -> None:
         """Redis does not know a child's lease: replace the child, unless it has seen it."""

@@ -12,8 +12,13 @@ import pytest
 
 import taskq
 from taskq import Queue, TaskQ
+from taskq.broker import commands, keys
+from taskq.broker.cluster import open_broker
+from taskq.broker.connection import Endpoint
 from taskq.model import queues
+from taskq.model.signing import Keyring
 from taskq.testing import running_worker
+from taskq.worker.maintenance import Maintenance
 from taskq.worker.rounds import LOOK_SECONDS, Rounds
 from tests.cli.conftest import Shell
 from tests.eventually import let_pass, until
@@ -179,3 +184,33 @@ def test_an_idle_worker_sends_two_commands_a_second_to_a_node_at_most(
         shell.close()
     for some, more in zip(before, after, strict=True):
         assert more - some <= 20 * 2
+
+
+def test_leases_go_on_in_all_partitions_whoever_holds_something(
+    redis_url: str, namespace: str
+) -> None:
+    endpoint, places, worker = Endpoint(redis_url), keys.places("mail", 3), "f" * 32
+    broker = open_broker(endpoint, 5.0)
+    for place in places:
+        broker.run(
+            commands.enrol(keys.base(namespace, place), worker.encode(), 1000, "w", "d", {"a": "t"})
+        )
+    maintenance = Maintenance(
+        namespace,
+        endpoint,
+        places,
+        keyring=Keyring(()),
+        lease=1.0,
+        digest="d",
+        members=lambda: [(place, worker) for place in places],
+        holds=lambda member: member[0] == "mail/1",
+    )
+    maintenance.start()
+    try:
+        let_pass(3)
+        for place in places:
+            key = f"{keys.base(namespace, place)}workers"
+            assert broker.call("ZSCORE", key, worker) is not None, place
+    finally:
+        maintenance.stop()
+        broker.close()

@@ -24,6 +24,15 @@ class Child:
         self.failed: str | None = None
         self.condemned_at: float | None = None
         self.drained: list[float] = []
+        self.members: dict[str, str] = {}
+        # What is on its board; None: that is closed.
+        self.board: set[bytes] | None = set()
+        self.partitions = orders.partitions
+
+    def held(self, _queue: str) -> set[bytes]:
+        if self.board is None:
+            raise ValueError
+        return self.board
 
     def retire(self, seconds: float) -> None:
         self.leaving = True
@@ -140,3 +149,27 @@ def test_a_spent_child_does_not_stay_beside_another_one(world: World) -> None:
     world.ends(successor)
     assert old.drained == [25.0]
     assert not rolled.leaving
+
+
+def test_a_member_holds_what_is_on_its_childs_board(world: World) -> None:
+    child, member = world.start(), ("mail/1", "f" * 32)
+    assert not world.staff.holds(member)
+    child.members = dict([member])
+    assert not world.staff.holds(member)
+    child.board = {b"a field"}
+    assert world.staff.holds(member)
+    assert not world.staff.holds(("mail/1", "0" * 32))
+
+
+def test_of_a_board_that_is_closed_meanwhile_the_worst_is_assumed(world: World) -> None:
+    child, member = world.start(), ("mail/1", "f" * 32)
+    child.members, child.board = dict([member]), None
+    assert world.staff.holds(member)
+
+
+def test_children_that_start_later_serve_the_partitions_that_there_are(world: World) -> None:
+    old = world.start()
+    world.staff.divide({"mail": 8})
+    world.staff.divide({"low": 2})
+    new = world.staff.start(1)
+    assert (old.partitions, new.partitions) == ({}, {"mail": 8, "low": 2})
