@@ -163,7 +163,9 @@ class Line:
     def _wait(self) -> None:
         """Return when a reply begins; raise `Interrupted` if none does in time."""
         left = self.until - clock.monotonic()
-        if not can_read(self._connection, max(0.0, min(left, SOCKET_TIMEOUT))):
+        if left > SOCKET_TIMEOUT:
+            return  # the socket's own limit comes first
+        if not can_read(self._connection, max(0.0, left)):
             msg = f"{self.endpoint.place}: no answer in time"
             raise Interrupted(msg)
 

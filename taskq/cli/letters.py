@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -178,7 +177,7 @@ def _described(options: dict[str, Any]) -> str:
 
 
 def _as_data(letter: DeadLetter) -> dict[str, Any]:
-    data = {field.name: getattr(letter, field.name) for field in dataclasses.fields(letter)}
+    data = {name: getattr(letter, name) for name in letter.__struct_fields__}
     errors = [{name: getattr(one, name) for name in one.__struct_fields__} for one in letter.errors]
     return {
         **{

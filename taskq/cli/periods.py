@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -315,5 +315,5 @@ def _next_in_words(one: Schedule) -> str:
 def _as_data(one: Schedule) -> dict[str, Any]:
     return {
         name: value.isoformat() if isinstance(value, datetime) else value
-        for name, value in dataclasses.asdict(one).items()
+        for name, value in msgspec.structs.asdict(one).items()
     }

@@ -6,7 +6,6 @@ reading, and nothing is unpickled.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -45,8 +44,7 @@ _Names: TypeAlias = list[str]
 _Page: TypeAlias = tuple[list[Letter], int | None]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class DeadLetter:
+class DeadLetter(msgspec.Struct, frozen=True):
     """A message that ended badly. Instants are aware, by Redis's clock."""
 
     # The address of the message; `app.dead.get(id)` gives this letter again.

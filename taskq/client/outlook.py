@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from datetime import datetime
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from taskq.broker import keys, timetable
 from taskq.broker.timetable import Entry
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 _UNPROVEN = (UnknownKey, BadSignature)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(msgspec.Struct, frozen=True):
     """What is known of a schedule. Instants are aware: by Redis's clock, in its own zone."""
 
     name: str
@@ -81,12 +81,12 @@ def told(app: TaskQ, entry: Entry, queue: str) -> Schedule:
         declared_by=definition.owner or None,
     )  # fmt: skip
     if progress is None:
-        return dataclasses.replace(
+        return msgspec.structs.replace(
             told, obstacle="what it fired so far cannot be read: add it again"
         )
     before = timetable.message_before(app.name, entry.name, progress)
     awaited = progress.tick and entry.due_ms is not None
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         told,
         next_at=instant(progress.tick, rule.zone) if awaited else None,
         last_at=instant(progress.last, rule.zone) if progress.last else None,

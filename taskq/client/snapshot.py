@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from datetime import datetime
 
@@ -22,8 +21,7 @@ from taskq.model.words import printable
 MOST_WORDS = 500
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """What was known of a message at one moment. Instants are aware, by Redis's clock."""
 
     id: str
@@ -39,9 +37,14 @@ class Snapshot:
     finished_at: datetime | None = None
     # Of the failed attempts, newest first.
     errors: tuple[AttemptError, ...] = ()
-    traceback: str | None = dataclasses.field(default=None, repr=False)
+    traceback: str | None = None
     # What is odd, in words; None where nothing is.
     note: str | None = None
+
+    def __repr__(self) -> str:
+        """Show all but the traceback, which is long."""
+        names = [name for name in self.__struct_fields__ if name != "traceback"]
+        return f"Snapshot({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
 class Subject(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from taskq.broker.connection import CLIENT_ERRORS, SOCKET_TIMEOUT, Endpoint, can_read
+from taskq.broker.sync import pack
 from taskq.errors import BrokerUnavailable
 from taskq.model import clock
 
@@ -164,15 +165,15 @@ class Waiter:
         Where there is none, or it is broken, the reader subscribes to all when he has one.
         """
         shard = "S" if self._endpoint.sharded else ""
-        words = [(f"{shard}SUBSCRIBE", *new)] if new else []
+        words: list[tuple[str | bytes, ...]] = [(f"{shard}SUBSCRIBE", *new)] if new else []
         if self._stale:
             words.append((f"{shard}UNSUBSCRIBE", *self._stale))
             self._confirmed -= self._stale
             self._stale.clear()
         if words and self._connection is not None:
             with contextlib.suppress(*CLIENT_ERRORS):
-                packed = self._connection.pack_commands(words)
-                self._connection.send_packed_command(packed, check_health=False)
+                packed = b"".join(map(pack, words))
+                self._connection.send_packed_command((packed,), check_health=False)
 
     def _read_on(self) -> None:
         """Read while somebody awaits."""
