@@ -175,6 +175,7 @@ class Endpoint:
 
     def translate(self, error: Exception, *, sent: bool) -> BrokerError:
         """Return what a client error means to us, and take note of it."""
+        error = _classed(error)
         if self._guide is not None:
             self._guide.heed(self._slot, error)
         if self.clustered and isinstance(error, AskError):  # or MovedError, which is one
@@ -361,6 +362,21 @@ async def _agreet(connection: Any) -> Hello:
             return pairs(await connection.read_response())
     except ResponseError:
         return {}
+
+
+# What a node of a cluster says; the errors of older clients are of no class of their own.
+_OF_NODES: dict[str, type[ResponseError]] = {
+    "ASK": AskError,
+    "CLUSTERDOWN": ClusterDownError,
+    "MOVED": MovedError,
+    "TRYAGAIN": TryAgainError,
+}
+
+
+def _classed(error: Exception) -> Exception:
+    word, _, rest = str(error).partition(" ")
+    kind = _OF_NODES.get(word) if type(error) is ResponseError else None
+    return error if kind is None else kind(rest)
 
 
 def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:

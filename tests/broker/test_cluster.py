@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from taskq.broker import commands, keys
 from taskq.broker.cluster import Lines, base_of
@@ -151,6 +152,14 @@ def test_a_server_that_is_no_cluster_is_told_at_once(server: Server, kind: Kind)
     with pytest.raises(Misplaced, match="it is no cluster; one server's URL begins"):
         driver.call("GET", "x")
     driver.close()
+
+
+@pytest.mark.parametrize("words", ["MOVED 5 h2:7", "ASK 5 h2:7", "CLUSTERDOWN no", "TRYAGAIN x"])
+def test_what_nodes_say_is_understood_where_the_client_has_no_class_for_it(words: str) -> None:
+    """redis-py 5.2 hands it over as any error."""
+    endpoint = Endpoint("redis+cluster://h1:1/").at("tq:{app:queue}:")
+    found = endpoint.translate(ResponseError(words), sent=True)
+    assert isinstance(found, BrokerUnavailable)
 
 
 def test_a_cluster_that_is_taken_for_one_server_is_told_at_once(
