@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ class Partitions:
     """The queues that an app declares, and how many partitions they have."""
 
     def __init__(self, app: TaskQ, declared: Iterable[Queue | str]) -> None:
-        self._app = app
+        # An app that nobody has any more is to go at once, not when cycles are looked for.
+        self._app: TaskQ = weakref.proxy(app)
         # What the code says, what the environment says, and what a worker was told.
         self._code = _joined(Queue.of(one) for one in declared)
         self._environment: dict[str, int | None] | None = None
