@@ -22,12 +22,8 @@ from tenacity import AsyncRetrying
 
 from taskq.broker import commands, replication
 from taskq.broker.commands import Command, Outgoing
-from taskq.broker.connection import (
-    CLIENT_ERRORS,
-    Endpoint,
-    ScriptMissing,
-    retrying,
-)
+from taskq.broker.connection import Endpoint
+from taskq.broker.faults import CLIENT_ERRORS, ScriptMissing, retrying
 from taskq.broker.grouping import AsyncGroup
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock

@@ -13,7 +13,9 @@ from typing import Any, Generic, TypeVar
 
 from taskq.broker.aio import AsyncBroker, AsyncLine
 from taskq.broker.commands import Command, Outgoing
-from taskq.broker.connection import CLIENT_ERRORS, Endpoint, ScriptMissing, can_read
+from taskq.broker.connection import Endpoint
+from taskq.broker.faults import CLIENT_ERRORS, ScriptMissing
+from taskq.broker.sockets import can_read
 from taskq.broker.sync import Broker, Line
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock

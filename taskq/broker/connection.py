@@ -1,18 +1,10 @@
-"""A URL becomes connections; what Redis and the network answer becomes our errors.
-
-redis-py's own retries are off: it repeats a command whose reply was lost, up to eleven
-times. Ours are in the drivers, with a deadline, over scripts that may be repeated.
-"""
+"""A URL becomes connections: to one server, or to whom sentinels and nodes point."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
 import inspect
-import re
-import select
-import socket
-import struct
 import threading
 from typing import Any
 
@@ -21,24 +13,11 @@ import redis.asyncio
 import redis.connection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    ClusterDownError,
-    MovedError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import AskError, MovedError, ResponseError
 from redis.retry import Retry
-from tenacity import retry_if_exception_type, stop_before_delay, wait_random_exponential
 
-from taskq.broker import places
+from taskq.broker import faults, places
+from taskq.broker.faults import CLIENT_ERRORS
 from taskq.broker.guides import (
     Address,
     Fixed,
@@ -46,29 +25,19 @@ from taskq.broker.guides import (
     Hello,
     Question,
     Sentinels,
-    distrusts,
     pairs,
     slot_of,
     spelt,
-    told,
 )
+from taskq.broker.sockets import SOCKET_TIMEOUT, can_read, leave_limit_to_system
 from taskq.broker.switches import Switches
-from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError, Interrupted
+from taskq.errors import BrokerError, BrokerUnavailable, ConfigError
 
-CLIENT_ERRORS = (RedisError, OSError)
-SOCKET_TIMEOUT = 5.0
 # How long a server that was just connected to may take to say what it is.
 _GREET_SECONDS = 2.0
 # SPUBLISH came with Redis 7.
 _SHARDED_SINCE = 7
 _SILENT = "it can be connected to, and does not answer"
-# Answers that another attempt, on a new connection, may not get.
-# Before Redis 7, one that a command in a script got stands inside the script's own.
-_PASSING = re.compile(
-    r"(^|: -)(NOREPLICAS|BUSY|UNBLOCKED|LOADING|MASTERDOWN|READONLY|CLUSTERDOWN|TRYAGAIN)\b"
-)
-_FULL = re.compile(r"(^|: -)OOM\b")
-
 # A connection without CLIENT SETINFO opens three times as fast; the word for it changed.
 _ANONYMOUS: dict[str, Any] = (
     {"driver_info": None}
@@ -82,10 +51,6 @@ _AsyncPool: Any = redis.asyncio.ConnectionPool
 
 _memory_lock = threading.Lock()
 _memory_servers: dict[str, Any] = {}
-
-
-class ScriptMissing(BrokerError):
-    """Redis does not have the script: nothing was done."""
 
 
 class Endpoint:
@@ -175,14 +140,14 @@ class Endpoint:
 
     def translate(self, error: Exception, *, sent: bool) -> BrokerError:
         """Return what a client error means to us, and take note of it."""
-        error = _classed(error)
+        error = faults.classed(error)
         if self._guide is not None:
             self._guide.heed(self._slot, error)
         if self.clustered and isinstance(error, AskError):  # or MovedError, which is one
             # ASK: some keys of the queue are here, some there. Scripts wait until all are there.
             there = "has moved" if isinstance(error, MovedError) else "is on its way"
             return BrokerUnavailable(f"{self.place}: the slot {there}: {error}")
-        return translate(error, self.place, sent=sent)
+        return faults.translate(error, self.place, sent=sent)
 
     def _opened(self, pool: Any, options: dict[str, Any], timeout: float = SOCKET_TIMEOUT) -> Any:
         connection = _make(pool, options)
@@ -195,7 +160,7 @@ class Endpoint:
             # Interrupted half way: nobody else knows of this connection.
             connection.disconnect()
             raise
-        _leave_limit_to_system(connection)
+        leave_limit_to_system(connection)
         return connection
 
     async def _aopened(self, pool: Any, options: dict[str, Any]) -> Any:
@@ -309,36 +274,6 @@ def _make(pool: Any, options: dict[str, Any]) -> Any:
     return pool.connection_class(**(pool.connection_kwargs | options))
 
 
-def _leave_limit_to_system(connection: Any) -> None:
-    """Let the system limit each call of a socket: Python polls before it where it has a limit.
-
-    That doubles the calls of the system, each of which also lets go of Python's lock.
-    """
-    sock = getattr(connection, "_sock", None)
-    if type(sock) is socket.socket:  # TLS reads and writes as it likes
-        # A `struct timeval`; zeros would be no limit.
-        limit = struct.pack("ll", *divmod(round(SOCKET_TIMEOUT * 1_000_000), 1_000_000))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        sock.settimeout(None)
-
-
-def can_read(connection: Any, seconds: float) -> bool:
-    """Return whether there is something to read, be it the end, within so many seconds.
-
-    As the connection's own `can_read`, which asks the system up to four times.
-    """
-    sock = getattr(connection, "_sock", None)
-    reader: Any = getattr(getattr(connection, "_parser", None), "_reader", None)
-    if type(sock) is not socket.socket or not hasattr(reader, "has_data"):
-        return bool(connection.can_read(timeout=seconds))
-    if reader.has_data():
-        return True
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
-
-
 def _at(address: Address) -> dict[str, Any]:
     return {"host": address[0], "port": address[1]}
 
@@ -362,55 +297,3 @@ async def _agreet(connection: Any) -> Hello:
             return pairs(await connection.read_response())
     except ResponseError:
         return {}
-
-
-# What a node of a cluster says; the errors of older clients are of no class of their own.
-_OF_NODES: dict[str, type[ResponseError]] = {
-    "ASK": AskError,
-    "CLUSTERDOWN": ClusterDownError,
-    "MOVED": MovedError,
-    "TRYAGAIN": TryAgainError,
-}
-
-
-def _classed(error: Exception) -> Exception:
-    word, _, rest = str(error).partition(" ")
-    kind = _OF_NODES.get(word) if type(error) is ResponseError else None
-    return error if kind is None else kind(rest)
-
-
-def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:
-    """Return what a client error means to us; `sent`: the request may have arrived."""
-    if isinstance(error.__context__, BlockingIOError):  # see `_leave_limit_to_system`
-        error = redis.TimeoutError(f"no answer in {SOCKET_TIMEOUT:g} s")
-    words = f"{place}: {type(error).__name__}: {error}"
-    if isinstance(error, OutOfMemoryError) or _FULL.search(str(error)):
-        return BrokerFull(f"{place}: Redis is at its maxmemory: {error}")
-    if isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):
-        return BrokerError(f"{place}: {type(error).__name__}: Redis refused user or password")
-    if distrusts(error):
-        # No time will mend that.
-        return BrokerError(f"{place}: {told(error)}")
-    passing = (BusyLoadingError, ReadOnlyError, ClusterDownError, TryAgainError)
-    refused = isinstance(error, ResponseError) and _PASSING.search(str(error))
-    if refused or isinstance(error, passing):
-        return BrokerUnavailable(words)
-    if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
-        return Interrupted(words) if sent else BrokerUnavailable(words)
-    if isinstance(error, AskError):  # or MovedError, which is one
-        words += "; that is a node of a cluster, the URL of which begins with redis+cluster://"
-    return BrokerError(words)
-
-
-# Between two attempts at one request, seconds.
-LONGEST_PAUSE = 1.0
-
-
-def retrying(deadline: float) -> dict[str, Any]:
-    """Return tenacity's keywords for one request: jitter, at most 1 s apart, a deadline."""
-    return {
-        "retry": retry_if_exception_type(BrokerUnavailable),
-        "stop": stop_before_delay(deadline),
-        "wait": wait_random_exponential(multiplier=0.05, max=LONGEST_PAUSE),
-        "reraise": True,
-    }

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from taskq.broker.commands import MOST_BYTES, MOST_MESSAGES, Outgoing
-from taskq.broker.connection import LONGEST_PAUSE
+from taskq.broker.faults import LONGEST_PAUSE
 from taskq.broker.replication import Unreplicated
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 from taskq.model import clock

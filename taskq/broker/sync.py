@@ -18,15 +18,10 @@ from tenacity import Retrying
 
 from taskq.broker import commands, replication
 from taskq.broker.commands import Command, Outgoing
-from taskq.broker.connection import (
-    CLIENT_ERRORS,
-    SOCKET_TIMEOUT,
-    Endpoint,
-    ScriptMissing,
-    can_read,
-    retrying,
-)
+from taskq.broker.connection import Endpoint
+from taskq.broker.faults import CLIENT_ERRORS, ScriptMissing, retrying
 from taskq.broker.grouping import Group
+from taskq.broker.sockets import SOCKET_TIMEOUT, can_read
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 

@@ -19,7 +19,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from taskq.broker.connection import CLIENT_ERRORS, SOCKET_TIMEOUT, Endpoint, can_read
+from taskq.broker.connection import Endpoint
+from taskq.broker.faults import CLIENT_ERRORS
+from taskq.broker.sockets import SOCKET_TIMEOUT, can_read
 from taskq.broker.sync import pack
 from taskq.errors import BrokerUnavailable
 from taskq.model import clock

@@ -6,7 +6,8 @@ import pytest
 import redis
 from redis import exceptions
 
-from taskq.broker.connection import Endpoint, translate
+from taskq.broker.connection import Endpoint
+from taskq.broker.faults import translate
 from taskq.errors import (
     BrokerError,
     BrokerFull,

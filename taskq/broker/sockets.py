@@ -1,0 +1,41 @@
+"""What is asked of the system about a connection's socket, with fewer calls than redis-py makes."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from typing import Any
+
+# How long one call of a socket may take.
+SOCKET_TIMEOUT = 5.0
+
+
+def leave_limit_to_system(connection: Any) -> None:
+    """Let the system limit each call of a socket: Python polls before it where it has a limit.
+
+    That doubles the calls of the system, each of which also lets go of Python's lock.
+    """
+    sock = getattr(connection, "_sock", None)
+    if type(sock) is socket.socket:  # TLS reads and writes as it likes
+        # A `struct timeval`; zeros would be no limit.
+        limit = struct.pack("ll", *divmod(round(SOCKET_TIMEOUT * 1_000_000), 1_000_000))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        sock.settimeout(None)
+
+
+def can_read(connection: Any, seconds: float) -> bool:
+    """Return whether there is something to read, be it the end, within so many seconds.
+
+    As the connection's own `can_read`, which asks the system up to four times.
+    """
+    sock = getattr(connection, "_sock", None)
+    reader: Any = getattr(getattr(connection, "_parser", None), "_reader", None)
+    if type(sock) is not socket.socket or not hasattr(reader, "has_data"):
+        return bool(connection.can_read(timeout=seconds))
+    if reader.has_data():
+        return True
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
