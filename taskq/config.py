@@ -102,7 +102,11 @@ def read_queues(what: str, text: str) -> dict[str, int | None]:
         if colon and not (count.isascii() and count.isdigit() and len(count) <= _MOST_DIGITS):
             msg = f"{what} {text[:140]!r}: after the colon, how many partitions: {name}:8"
             raise ConfigError(msg)
-        found[name] = check_partitions(name, int(count)) if colon else found.get(name)
+        said = check_partitions(name, int(count)) if colon else None
+        if said and said != (found.get(name) or said):
+            msg = f"{what} {text[:140]!r}: says two numbers of partitions for {name}"
+            raise ConfigError(msg)
+        found[name] = said or found.get(name)
     return found
 
 

@@ -72,7 +72,11 @@ class Endpoint:
         self._pools = self._memory_pools() if self.memory else self._network_pools(place.plain)
         guide = self._guide
         self._switches = (
-            Switches(guide, lambda address: _make(self._pools[0], _at(address) | guide.options))
+            Switches(
+                guide,
+                lambda address: _make(self._pools[0], _at(address) | guide.options),
+                lambda question: self._ask(guide, question),
+            )
             if isinstance(guide, Sentinels)
             else None
         )

@@ -8,6 +8,7 @@ https://redis.io/docs/latest/develop/reference/sentinel-clients/ (`+switch-maste
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -15,23 +16,35 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from taskq.broker.guides import Address, Sentinels
+from taskq.broker.guides import Address, Question, Sentinels
+from taskq.errors import BrokerError
 from taskq.model import clock
 
+log = logging.getLogger("taskq.broker")
+
 _CHANNEL = "+switch-master"
-# How long it listens before it looks whether there is still something to cut.
+# How long it listens before it looks whether there is still something to cut, and whether the
+# sentinel is still there; and how long that may be silent.
 _LISTEN_SECONDS = 1.0
-# Where no sentinel answers.
+_SILENT_SECONDS = 3.0
+# Where no sentinel answers; and where they refuse to tell.
 _AWAY_SECONDS = 0.5
+_REFUSED_SECONDS = 10.0
 
 
 class Switches:
     """A thread that listens to a sentinel while there are connections to its master."""
 
-    def __init__(self, guide: Sentinels, connect: Callable[[Address], Any]) -> None:
-        self._guide, self._connect = guide, connect
+    def __init__(
+        self,
+        guide: Sentinels,
+        connect: Callable[[Address], Any],
+        ask: Callable[[Question], Any],
+    ) -> None:
+        self._guide, self._connect, self._ask = guide, connect, ask
+        self._told = False
         self._reset()
 
     def _reset(self) -> None:
@@ -60,44 +73,72 @@ class Switches:
             number += 1
             try:
                 self._listen(address)
+            except ResponseError as error:
+                if not self._told:
+                    self._told = True
+                    log.warning("sentinels do not tell when the master is another: %s", error)
+                clock.sleep(_REFUSED_SECONDS)
             except (RedisError, OSError):
                 clock.sleep(_AWAY_SECONDS)
 
     def _needed(self) -> bool:
         with self._lock:
-            if not self._known:
+            if not any(map(_socket_of, self._known)):
                 self._pid = 0
             return bool(self._pid)
 
     def _listen(self, address: Address) -> None:
         """Hear what one sentinel says, until nobody needs that or it is away."""
-        connection = self._connect(address)
+        connection, answers = self._connect(address), 0
         try:
             connection.connect()
-            connection.send_command("SUBSCRIBE", _CHANNEL, check_health=False)
-            while self._needed():
-                if connection.can_read(timeout=_LISTEN_SECONDS):
+            answered = clock.monotonic()
+            while self._needed() and clock.monotonic() - answered < _SILENT_SECONDS:
+                # Again and again: one that is frozen or cut off does not answer.
+                connection.send_command("SUBSCRIBE", _CHANNEL, check_health=False)
+                while connection.can_read(timeout=_LISTEN_SECONDS):
                     kind, _, what = connection.read_response()
+                    answers, answered = answers + 1, clock.monotonic()
                     if kind == b"message":
                         self._heed(what.decode().split())
+                    elif answers == 1:
+                        self._look()
         finally:
             connection.disconnect()
 
+    def _look(self) -> None:
+        """Ask who the master is: it may have become another before anybody listened."""
+        search, reply = self._guide.search(0), None
+        with contextlib.suppress(BrokerError):
+            while True:
+                try:
+                    question = search.send(reply)
+                except StopIteration as found:
+                    return self._leave(found.value)
+                reply = self._ask(question)
+
     def _heed(self, words: list[str]) -> None:
-        """Cut what does not lead to the new master: service, old host and port, new ones."""
-        if len(words) != 5 or words[0] != self._guide.service:
-            return
-        new = words[3], int(words[4])
+        """Leave a master: the words are the service, its host and port, those of the new one."""
+        if len(words) == 5 and words[0] == self._guide.service:
+            self._leave((words[3], int(words[4])))
+
+    def _leave(self, master: Address) -> None:
+        """Cut what does not lead to the master."""
         with self._lock:
-            old = [one for one, address in self._known.items() if address != new]
+            old = [one for one, address in self._known.items() if address != master]
         for connection in old:
             _cut(connection)
 
 
+def _socket_of(connection: Any) -> Any:
+    """Return the socket of a connection that is open, blocking or awaited; else None."""
+    writer = getattr(connection, "_writer", None)
+    return getattr(connection, "_sock", None) or (writer and writer.get_extra_info("socket"))
+
+
 def _cut(connection: Any) -> None:
     """End a connection from outside: whoever reads or writes finds it broken."""
-    writer = getattr(connection, "_writer", None)
-    one = getattr(connection, "_sock", None) or (writer and writer.get_extra_info("socket"))
+    one = _socket_of(connection)
     with contextlib.suppress(OSError):
         if isinstance(one, socket.socket):
             # The plain one: TLS's own would go on in the clear for a moment.

@@ -41,8 +41,8 @@ def send(app: TaskQ, signature: Signature[T]) -> Result[T]:
     """Send one message."""
     mould = _known_mould(app, signature)
     if mould is None:
-        _check_app(app, signature)
-        app.partitions.open(signature.queue)
+        if _is_first(app, signature):
+            app.partitions.open(signature.queue)
         mould = _new_mould(app, signature)
     one = mould.cast(mould.write(signature.args, signature.kwargs))
     base, replicas, broker = mould.base, mould.replicas, app.broker
@@ -60,8 +60,8 @@ async def asend(app: TaskQ, signature: Signature[T]) -> Result[T]:
     """Send one message; as `send`, awaited."""
     mould = _known_mould(app, signature)
     if mould is None:
-        _check_app(app, signature)
-        await app.partitions.aopen(signature.queue)
+        if _is_first(app, signature):
+            await app.partitions.aopen(signature.queue)
         mould = _new_mould(app, signature)
     one = mould.cast(mould.write(signature.args, signature.kwargs))
     base, replicas, broker = mould.base, mould.replicas, app.abroker()
@@ -224,6 +224,17 @@ class _Batch(Generic[T]):
 def _alike(one: Signature[Any], other: Signature[Any]) -> bool:
     """Whether both are cast in one mould, as far as can be seen at a glance."""
     return one.options is other.options and one.task is other.task and one.app is other.app
+
+
+def _is_first(app: TaskQ, signature: Signature[Any]) -> bool:
+    """Whether its queue was not used yet; what is wrong with the call is told before that is."""
+    _check_app(app, signature)
+    if app.partitions.is_open(signature.queue):
+        return False
+    mould = mould_of(app, signature.task, signature.options)
+    one = mould if isinstance(mould, Mould) else mould.choose()
+    one.write(signature.args, signature.kwargs)
+    return True
 
 
 def _known_mould(app: TaskQ, signature: Signature[Any]) -> Mould | None:

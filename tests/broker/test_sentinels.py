@@ -131,17 +131,39 @@ def test_a_master_that_is_demoted_is_left_at_once(
 def test_nobody_listens_to_sentinels_for_connections_that_are_closed(
     fleet: SentinelSet, kind: Kind
 ) -> None:
+    before = listeners()
     driver = kind(fleet.url)
     driver.call("PING")
-    assert listeners()
+    ours = listeners() - before
+    assert ours
     driver.close()
-    del driver
-    until(lambda: not listeners())
+    until(lambda: not ours & listeners())
 
 
-def listeners() -> list[str]:
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name == "taskq-sentinels"]
+def listeners() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "taskq-sentinels"}
+
+
+@pytest.mark.slow
+def test_a_sentinel_that_is_silent_is_left_for_another(fleet: SentinelSet, kind: Kind) -> None:
+    driver = kind(fleet.url)
+    driver.call("PING")
+    # Those of the tests before have gone.
+    until(lambda: sum(map(subscribers, fleet.sentinels)) == 1, 20)
+    (silent,) = filter(subscribers, fleet.sentinels)
+    others = [one for one in fleet.sentinels if one is not silent]
+    silent.pause()
+    try:
+        until(lambda: any(map(subscribers, others)), 20)
+    finally:
+        silent.resume()
+    driver.close()
+    fleet.settle()
+
+
+def subscribers(sentinel: Server) -> int:
+    with sentinel.client() as client:
+        return sum(int(one["sub"]) for one in client.client_list())
 
 
 @pytest.mark.slow

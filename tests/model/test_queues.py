@@ -99,7 +99,7 @@ def test_queues_are_read_from_text(text: str, found: dict[str, int | None]) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["a:", "a:x", "a:8:9", ":8", "a b", "a:0", "a:-1", "a:9999999999", "a:٣"]
+    "text", ["a:", "a:x", "a:8,a:4", "a:8:9", ":8", "a b", "a:0", "a:-1", "a:9999999999", "a:٣"]
 )
 def test_text_that_names_no_queues_is_told(text: str) -> None:
     with pytest.raises(ConfigError):
