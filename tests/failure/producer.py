@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -51,8 +52,10 @@ class Producer:
             self.accepted[self._scene.app.result(sent.id)] = number
 
 
+# After a failover writes resume in 5 s; twice that is for a machine that is busy.
+RESUME_SECONDS = 10
 # So many may the death of a master cost.
-MOST_LOST = 50
+MOST_LOST = 300
 
 
 def survivors(
@@ -82,8 +85,12 @@ def outlive_a_master(scene: Scene, held: Result[Any]) -> None:
     with Producer(scene) as producer:
         with scene.during("the master was killed"):
             scene.topology.kill_primary()
+        replaced = time.monotonic()
         until(producer.more(), 30)
         assert not producer.errors
+        took = time.monotonic() - replaced
+        print(f"50 calls were accepted {took:.2f} s after there was another master")
+        assert took < RESUME_SECONDS
     scene.go()
     expected = survivors(scene, producer.accepted)
     assert held.get(timeout=10) == [1, 1]

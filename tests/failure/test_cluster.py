@@ -24,6 +24,7 @@ def queue_elsewhere(scene: Scene) -> str:
     return next(one for one in names if cluster.owner(keys.base(scene.shell.name, one)) is not here)
 
 
+@pytest.mark.alone
 @on_cluster
 def test_all_go_on_when_a_master_of_a_cluster_is_killed(scene: Scene) -> None:
     outlive_a_master(scene, scene.send("hold", str(scene.folder)))

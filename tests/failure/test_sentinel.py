@@ -30,6 +30,7 @@ def known_to_the_master(scene: Scene, result: Result[Any]) -> bool:
     return result.wire_id in scene.queue().records()
 
 
+@pytest.mark.alone
 @on_sentinel
 def test_all_go_on_when_a_master_under_load_is_killed(scene: Scene, held: Any) -> None:
     """F30."""
