@@ -118,6 +118,13 @@ TRIPS = (
         "the prototype, blocking",
     ),
     Case(
+        [Line("on 3 nodes, round trip p50", "ms", Bar(most=1.5)), Line("on 3 nodes, p99", "ms")],
+        wide.trip_on_three_nodes,
+        wide.trip_on_one_server,
+        "one server",
+        extra=True,
+    ),
+    Case(
         [Line("two lists, p50", "ms"), Line("two lists, p99", "ms")],
         trips.alone,
         trips.echo,

@@ -20,7 +20,7 @@ def round_trip(bench: Bench) -> Sequence[float]:
     n = bench.count(2000)
     with workers.taskq_worker() as process:
         workers.warm(process)
-        blocking = _timed(lambda: add.delay(1, 2).get(timeout=30), n)
+        blocking = timed(lambda: add.delay(1, 2).get(timeout=30), n)
         awaited = asyncio.run(_awaited(n))
     return *spread(blocking), *spread(awaited)
 
@@ -40,7 +40,7 @@ def bare_round_trip(bench: Bench) -> Sequence[float]:
     producer = Producer(bench.place)
     with workers.bare_worker(bench.url, bench.place.base, "answer"):
         producer.round_trip(CALL)
-        figures = spread(_timed(lambda: producer.round_trip(CALL), bench.count(2000)))
+        figures = spread(timed(lambda: producer.round_trip(CALL), bench.count(2000)))
     producer.close()
     return *figures, *figures
 
@@ -54,12 +54,13 @@ def echo(bench: Bench) -> Sequence[float]:
     producer = Producer(bench.place)
     with workers.bare_worker(bench.url, bench.place.base, "echo"):
         producer.echo_by_lists(CALL)
-        figures = spread(_timed(lambda: producer.echo_by_lists(CALL), bench.count(2000)))
+        figures = spread(timed(lambda: producer.echo_by_lists(CALL), bench.count(2000)))
     producer.close()
     return figures[:2]
 
 
-def _timed(call: Callable[[], object], n: int) -> list[float]:
+def timed(call: Callable[[], object], n: int) -> list[float]:
+    """Return how many milliseconds each of so many calls took."""
     times = []
     for _ in range(n):
         begun = time.perf_counter()

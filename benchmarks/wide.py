@@ -1,4 +1,4 @@
-"""One queue over three nodes of a cluster, beside one on a server. Workers import this module."""
+"""A cluster of three nodes, beside one server. Workers import this module."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import servers, workers
+from benchmarks import servers, trips, workers
 from benchmarks.case import Bench
 from benchmarks.tasks import RUN
 from benchmarks.workers import Failed
@@ -41,6 +41,31 @@ def on_one_server(bench: Bench) -> Sequence[float]:
         return (_drain(bench, bench.url, 1),)
     finally:
         servers.remove(bench.url, keys.base(app.name, "default"))
+
+
+def trip_on_three_nodes(bench: Bench) -> Sequence[float]:
+    """Call and wait, one at a time, over the node that has the queue."""
+    with servers.own_cluster() as url:
+        return _trip(bench, url)
+
+
+def trip_on_one_server(bench: Bench) -> Sequence[float]:
+    """Do the same on the server of the run."""
+    try:
+        return _trip(bench, bench.url)
+    finally:
+        servers.remove(bench.url, keys.base(app.name, "default"))
+
+
+def _trip(bench: Bench, url: str) -> Sequence[float]:
+    with (
+        TaskQ(app.name, url=url) as producer,
+        workers.taskq_worker(8, 1, {"TASKQ_URL": url}, "benchmarks.wide"),
+    ):
+        call: Any = producer.task(name=NAME)(add.fn)
+        call.delay(1, 2).get(timeout=30)
+        times = trips.timed(lambda: call.delay(1, 2).get(timeout=30), bench.count(2000))
+        return trips.spread(times)[:2]
 
 
 def _drain(bench: Bench, url: str, partitions: int) -> float:
