@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from taskq.broker.aio import AsyncBroker, AsyncLine
 from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
-from taskq.broker.faults import CLIENT_ERRORS, ScriptMissing
+from taskq.broker.faults import CLIENT_ERRORS
 from taskq.broker.sockets import can_read
-from taskq.broker.sync import Broker, Line
+from taskq.broker.sync import AT_ONCE, AllInUse, Broker, Line
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 
@@ -97,13 +98,42 @@ class Lines:
 class _NodeBroker(Broker):
     make_line = NodeLine
 
-    def hold_line(self, held: contextlib.ExitStack) -> Line:
-        """Return a line that is given back when `held` is left."""
-        return held.enter_context(self._line())
+    def hold_line(self, held: contextlib.ExitStack, latest: float) -> Line:
+        """Return a line that is given back when `held` is left; it is waited for until `latest`."""
+        return held.enter_context(self._line(latest=latest))
 
     def take_off(self, command: Command[T], line: Line) -> _Flight[T]:
         """Send a script call, and return it while it is on its way."""
         return _Flight(self, line, command, self._deadline)
+
+
+class _HeldLines:
+    """Lines that one thread holds, one to each queue's node; it waits for one only without any.
+
+    Else those who hold lines to one node could wait for ever for those who wait for theirs.
+    """
+
+    def __init__(self, held: contextlib.ExitStack) -> None:
+        self._held = held
+        self._lines: dict[_NodeBroker, Line] = {}
+
+    def take(self, broker: _NodeBroker) -> bool:
+        """Take one, unless all are in use; return whether there is one."""
+        if broker not in self._lines:
+            try:
+                self._lines[broker] = broker.hold_line(self._held, AT_ONCE)
+            except AllInUse:
+                return False
+        return True
+
+    def of(self, broker: _NodeBroker) -> Line:
+        """Return one; if it must be waited for, all others are given back, so none may be busy."""
+        if not self.take(broker):
+            self._lines.clear()
+            self._held.close()
+            # Behind others that send many, for as long as those go on.
+            self._lines[broker] = broker.hold_line(self._held, math.inf)
+        return self._lines[broker]
 
 
 class _Flight(Generic[T]):
@@ -126,15 +156,14 @@ class _Flight(Generic[T]):
         try:
             if self._error is not None:
                 raise self._error
-            reply = self._line.end(self.command)
+            reply = self._line.finish(self.command)
             if self.command.replicas:
                 self._line.replicate(self.command, str(reply), self._until)
-        except ScriptMissing:
-            return self._broker.run(self.command)
         except BrokerUnavailable as error:
             if not again:
                 raise
-            return self._broker.again(self.command, error)
+            # On the line that it has: there may be no other, for as long as it has this one.
+            return self._broker.again(self.command, error, self._line)
         else:
             return reply
 
@@ -166,7 +195,6 @@ class ClusterBroker(Broker):
         raised when all that were on their way have arrived.
         """
         flights: dict[str, _Flight[T]] = {}
-        lines: dict[str, Line] = {}
         errors: list[BrokerError] = []
 
         def land(base: str) -> T | None:
@@ -177,16 +205,14 @@ class ClusterBroker(Broker):
                 return None
 
         with contextlib.ExitStack() as held:
+            lines = _HeldLines(held)
             for command in calls:
-                base = command.base
-                while base in flights:
+                base, broker = command.base, self._of(command.base)
+                while base in flights or (flights and not lines.take(broker)):
                     yield land(next(iter(flights)))
                 if errors:
                     break
-                broker = self._of(base)
-                if base not in lines:
-                    lines[base] = broker.hold_line(held)
-                flights[base] = broker.take_off(command, lines[base])
+                flights[base] = broker.take_off(command, lines.of(broker))
             while flights:
                 yield land(next(iter(flights)))
         if errors:

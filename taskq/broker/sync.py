@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -28,9 +29,14 @@ from taskq.model import clock
 T = TypeVar("T")
 
 MOST_LINES = 16
+AT_ONCE = -math.inf
 # Any number of bytes, str and int; its stub knows of one.
 pack = cast("Callable[[tuple[Any, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 _NO_PLACE = object()
+
+
+class AllInUse(BrokerUnavailable):
+    """No line became free in time. Nothing was sent."""
 
 
 class Line:
@@ -229,7 +235,8 @@ class Broker:
         rest, sent = iter(calls), deque[Command[T]]()
         while True:
             try:
-                with self._line() as line:
+                # Behind others that send many, for as long as those go on.
+                with self._line(latest=math.inf) as line:
                     yield from _stream(line, rest, sent, self._deadline)
             except ScriptMissing:
                 while sent:
@@ -241,10 +248,10 @@ class Broker:
             else:
                 return
 
-    def again(self, command: Command[T], error: BrokerUnavailable) -> T:
-        """Run one script call that broke on the way, until the deadline."""
+    def again(self, command: Command[T], error: BrokerUnavailable, line: Line | None = None) -> T:
+        """Run one script call that broke on the way, until the deadline; on `line`, if given."""
         began = clock.monotonic()
-        return self._again(began, error, _runner(command, began + self._deadline))
+        return self._again(began, error, _runner(command, began + self._deadline), line=line)
 
     def call(self, *arguments: Any, within: float = math.inf) -> Any:
         """Send one command that may be repeated, and return the reply.
@@ -270,17 +277,21 @@ class Broker:
         first: BrokerUnavailable,
         ask: Callable[[Line], T],
         within: float = math.inf,
+        line: Line | None = None,
     ) -> T:
         interrupted = isinstance(first, Interrupted)
-        left = min(self._deadline, within) - (clock.monotonic() - began)
+        latest = began + min(self._deadline, within)
+        left = latest - clock.monotonic()
         if left <= 0:
             raise first
 
         def once() -> T:
             nonlocal interrupted
             try:
-                with self._line(began + within) as line:
+                if line is not None:
                     return ask(line)
+                with self._line(began + within, latest) as another:
+                    return ask(another)
             except Interrupted:
                 interrupted = True
                 raise
@@ -294,12 +305,21 @@ class Broker:
             raise Interrupted(str(error)) from error
 
     @contextlib.contextmanager
-    def _line(self, until: float = math.inf) -> Generator[Line, None, None]:
+    def _line(
+        self, until: float = math.inf, latest: float | None = None
+    ) -> Generator[Line, None, None]:
+        """Lend a line: its replies are waited for until `until`, and itself until `latest`.
+
+        Whoever waits for one must hold none, or those who do wait for each other for ever.
+        """
         place: list[None] = []
         line: Line | None = None
         try:
-            # Waited for and noted in one call into C: an interrupt comes before or after it.
-            place.extend(itertools.islice(iter(self._places.get, _NO_PLACE), 1))
+            try:
+                # Taken and noted in one call into C: an interrupt comes before or after it.
+                place.extend(itertools.islice(iter(self._places.get_nowait, _NO_PLACE), 1))
+            except queue.Empty:
+                self._wait_for_place(place, until, latest)
             line = self._take_idle() or self.make_line(self.endpoint)
             line.until = until
             yield line
@@ -315,6 +335,17 @@ class Broker:
                 self._places.put(None)
             if line is not None:
                 self._idle.append(line)
+
+    def _wait_for_place(self, place: list[None], until: float, latest: float | None) -> None:
+        now = clock.monotonic()
+        left = min(until, now + self._deadline if latest is None else latest) - now
+        limit = None if left == math.inf else max(0.0, left)
+        wait = functools.partial(self._places.get, timeout=limit)
+        try:
+            place.extend(itertools.islice(iter(wait, _NO_PLACE), 1))
+        except queue.Empty:
+            msg = f"{self.endpoint.place}: all {MOST_LINES} connections are in use"
+            raise AllInUse(msg) from None
 
     def _take_idle(self) -> Line | None:
         try:

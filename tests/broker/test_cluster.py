@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
 
 from taskq.broker import commands, keys
-from taskq.broker.cluster import Lines, base_of
+from taskq.broker.cluster import ClusterBroker, Lines, base_of
 from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
 from taskq.broker.guides import Misplaced
+from taskq.broker.sync import MOST_LINES
 from taskq.errors import BrokerError, BrokerUnavailable, ConfigError
 from tests.broker.drivers import DRIVERS, Awaited, Blocking
 from tests.broker.queues import ADD, Queue
@@ -131,6 +133,77 @@ def test_one_that_fails_keeps_no_other_from_being_told(
     # What was on its way when that was told was waited for, and no more was sent.
     assert told[:3] == ["o", None, "o"]
     assert len(queues[0].ready()) + len(queues[2].ready()) == told.count("o")
+    driver.close()
+
+
+def carried(broker: ClusterBroker, *lots: Iterator[Command[str]]) -> list[list[str | None]]:
+    """Return what each lot is answered, each sent by a thread of its own."""
+    found: list[list[str | None]] = [[] for _ in lots]
+
+    def send(into: list[str | None], lot: Iterator[Command[str]]) -> None:
+        into.extend(broker.run_each(lot))
+
+    threads = [
+        threading.Thread(target=send, args=pair, daemon=True)
+        for pair in zip(found, lots, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    return found
+
+
+def all_but_one_in_use(broker: ClusterBroker, base: str) -> None:
+    for _ in range(MOST_LINES - 1):
+        broker._of(base)._places.get()
+
+
+@pytest.mark.parametrize("trouble", ["forgotten", "cut"])
+def test_one_line_is_enough_for_many_whatever_befalls_it(
+    cluster: Cluster, namespace: str, trouble: str
+) -> None:
+    driver = Blocking(cluster.url)
+    queue = Queue(driver, cluster.url, namespace)
+    broker = ClusterBroker(Endpoint(cluster.url), 30)
+    all_but_one_in_use(broker, queue.base)
+
+    def calls(node: Any) -> Iterator[Command[str]]:
+        if trouble == "forgotten":
+            node.script_flush()
+        yield commands.enqueue(queue.base, queue.messages(1))
+        if trouble == "cut":
+            node.client_kill_filter(_type="normal", skipme=True)
+        yield commands.enqueue(queue.base, queue.messages(2))
+
+    with cluster.owner(queue.base).client() as node:
+        assert carried(broker, calls(node)) == [["o", "oo"]]
+    broker.close()
+    driver.close()
+
+
+def test_threads_that_need_each_others_lines_do_not_wait_for_ever(
+    cluster: Cluster, namespace: str
+) -> None:
+    driver = Blocking(cluster.url)
+    first, second, _ = (
+        Queue(driver, cluster.url, namespace, name) for name in queues_on_each(cluster, namespace)
+    )
+    broker = ClusterBroker(Endpoint(cluster.url), 30)
+    both_hold_one = threading.Barrier(2)
+
+    def calls(one: Queue, other: Queue) -> Iterator[Command[str]]:
+        yield commands.enqueue(one.base, one.messages(1))
+        both_hold_one.wait(10)
+        yield commands.enqueue(other.base, other.messages(2))
+        yield commands.enqueue(one.base, one.messages(3))
+
+    for queue in (first, second):
+        all_but_one_in_use(broker, queue.base)
+    found = carried(broker, calls(first, second), calls(second, first))
+    assert found == [["o", "oo", "ooo"]] * 2
+    broker.close()
     driver.close()
 
 

@@ -21,13 +21,14 @@ import pytest
 from taskq.broker import commands, connection, keys, queries
 from taskq.broker.aio import AsyncBroker
 from taskq.broker.connection import Endpoint
-from taskq.broker.sync import MOST_LINES, Broker, Line
+from taskq.broker.sync import MOST_LINES, AllInUse, Broker, Line
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 from taskq.model import clock
 from taskq.model.states import State
 from tests.broker.drivers import DRIVERS, Blocking, Driver, all_of
 from tests.broker.proxies import Proxy
 from tests.broker.queues import FullQueue, Queue
+from tests.eventually import let_pass
 from tests.servers import HOST, Server, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -381,6 +382,40 @@ class TestThreads:
             with server.client() as client:
                 assert client.info("clients")["connected_clients"] <= MOST_LINES + 1
             broker.close()
+
+    def test_wait_for_one_until_the_deadline(self, server: Server) -> None:
+        broker = Broker(Endpoint(server.url), 0.3)
+        for _ in range(MOST_LINES):
+            broker._places.get()
+        ended: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                broker.call("PING")
+            except BrokerUnavailable as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(20)
+        assert [type(error) for error in ended] == [AllInUse]
+        assert f"all {MOST_LINES} connections are in use" in str(ended[0])
+        broker._places.put(None)
+        assert broker.call("ECHO", b"free") == b"free"
+        broker.close()
+
+    def test_send_many_however_long_others_do(self, server: Server, namespace: str) -> None:
+        broker = Broker(Endpoint(server.url), 0.1)
+        for _ in range(MOST_LINES):
+            broker._places.get()
+        survey = queries.survey(keys.base(namespace, "default"), "default")
+        with ThreadPoolExecutor(1) as pool:
+            sent = pool.submit(lambda: list(broker.run_each([survey] * 2)))
+            let_pass(0.3)
+            assert not sent.done()
+            broker._places.put(None)
+            assert len(sent.result(20)) == 2
+        broker.close()
 
     def test_tasks_of_a_loop_do_too(self) -> None:
         async def story(server: Server) -> None:
