@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import itertools
 import math
 import threading
 from collections import deque
@@ -52,6 +51,11 @@ class _Call:
         """Whether there is an outcome."""
         return bool(self.verdict) or self.error is not None
 
+    @property
+    def overdue(self) -> bool:
+        """Whether it should be over: whoever took it was interrupted."""
+        return clock.monotonic() - self.until > LONGEST_PAUSE
+
     def fail(self, error: BrokerError) -> None:
         """Note what befell the call that carried it: while there is time, another may."""
         self.place = None
@@ -60,6 +64,12 @@ class _Call:
             return
         # One each: what a thread raises bears the traceback of that thread.
         self.error = Interrupted(str(error)) if self._uncertain else copy.copy(error)
+
+    def miss(self, error: Unreplicated) -> None:
+        """Note that replicas were waited for in vain: while there is time, they are asked anew."""
+        self.place = None
+        if not error.late or self.until - clock.monotonic() <= _PATIENCE:
+            self.error = error
 
     def outcome(self) -> str:
         """Return the verdict, or raise what went wrong."""
@@ -86,7 +96,6 @@ class Group:
         self._waiting: deque[_Call] = deque()
         # Held while a call is under way. Only by `with`: an interrupt leaves none locked.
         self._places = [threading.Lock() for _ in range(_MOST_UNDER_WAY)]
-        self._turns = itertools.cycle(self._places)
 
     def send(self, one: Outgoing) -> str:
         """Send a message, perhaps with those of others; return the verdict on it.
@@ -95,22 +104,27 @@ class Group:
             BrokerError: what befell the call that carried it.
 
         """
-        call, within = _Call(one, self._seconds), math.inf
+        call, fresh = _Call(one, self._seconds), True
         call.woken = woken = threading.Lock()
         woken.acquire()
         self._waiting.append(call)
         try:
-            if self._free_place() is None and not call.over:
-                woken.acquire(timeout=_PATIENCE)
-                within = call.until - clock.monotonic()
             while not call.over:
-                place = call.place or self._free_place() or next(self._turns)
-                with place:
-                    if not call.over:
-                        self._lead(call, place, within)
-                # After its release: who came before that, and found no place, waits for this.
-                _wake(self._first())
-                within = call.until - clock.monotonic()
+                place = call.place
+                if place is None:
+                    place = self._free_place()
+                elif place.locked() and not call.overdue:
+                    place = None
+                if place is None:
+                    # It is under way, or in line: whoever holds a place may do so for long.
+                    woken.acquire(timeout=_PATIENCE)
+                else:
+                    with place:
+                        if not call.over:
+                            self._lead(call, place, fresh=fresh)
+                    # After its release: who came before, and found no place, waits for this.
+                    _wake(self._first())
+                fresh = False
         except BaseException:
             # Interrupted: what was not sent must not be sent with a call that comes much later.
             with contextlib.suppress(ValueError):
@@ -130,35 +144,42 @@ class Group:
         except IndexError:
             return None
 
-    def _lead(self, own: _Call, place: threading.Lock, within: float) -> None:
+    def _lead(self, own: _Call, place: threading.Lock, *, fresh: bool) -> None:
         """Send what waits; and `own`, unless it is under way at another place."""
         page = _take(self._waiting, place)
         if own.place is place and own not in page:
             page.append(own)  # who took it was interrupted
         if page:
-            self._send(page, within)
+            left = _left(page)
+            # Who is alone and has just come needs no limit but the one that each call has.
+            alone = fresh and len(page) == 1 and left > self._seconds - _PATIENCE
+            self._send(page, math.inf if alone else left)
 
     def _send(self, page: list[_Call], within: float) -> None:
         try:
             verdicts = self._run([call.one for call in page], within=within)
         except Unreplicated as error:
             for call, verdict in zip(page, error.verdicts, strict=True):
-                call.error = error.of(verdict)
-                _wake(call)
+                call.miss(error.of(verdict))
+            self._go_on(page)
         except BrokerError as error:
             if _may_be_of_one(error, page):
                 for call in page:
-                    self._send([call], within)
+                    self._send([call], _left([call]))
                 return
             for call in page:
                 call.fail(error)
-            self._waiting.extendleft(call for call in reversed(page) if not call.over)
-            for call in page:
-                _wake(call)
+            self._go_on(page)
         else:
             for call, verdict in zip(page, verdicts, strict=True):
                 call.verdict = verdict
                 _wake(call)
+
+    def _go_on(self, page: list[_Call]) -> None:
+        """Wake those who were sent in vain; those who have time left are first in line."""
+        self._waiting.extendleft(call for call in reversed(page) if not call.over)
+        for call in page:
+            _wake(call)
 
 
 class AsyncGroup:
@@ -198,11 +219,11 @@ class AsyncGroup:
             verdicts = await self._run([call.one for call in page], within=within)
         except Unreplicated as error:
             for call, verdict in zip(page, error.verdicts, strict=True):
-                call.error = error.of(verdict)
+                call.miss(error.of(verdict))
         except BrokerError as error:
             if _may_be_of_one(error, page):
                 for call in page:
-                    await self._send([call], within)
+                    await self._send([call], _left([call]))
                 return
             for call in page:
                 call.fail(error)
@@ -218,8 +239,7 @@ class AsyncGroup:
         if not page:
             self._under_way -= 1
             return
-        within = min(call.until for call in page) - clock.monotonic()
-        carrier = asyncio.get_running_loop().create_task(self._carry(page, within))
+        carrier = asyncio.get_running_loop().create_task(self._carry(page, _left(page)))
         self._carriers.add(carrier)
         carrier.add_done_callback(self._carriers.discard)
 
@@ -228,6 +248,12 @@ class _AsyncRun(Protocol):
     """As `_Run`, awaited."""
 
     def __call__(self, some: Sequence[Outgoing], *, within: float) -> Awaitable[str]: ...
+
+
+def _left(page: Sequence[_Call]) -> float:
+    """Return for how many seconds a call may go on that carries these."""
+    soonest = page[0].until if len(page) == 1 else min(call.until for call in page)
+    return soonest - clock.monotonic()
 
 
 def _may_be_of_one(error: BrokerError, page: Sequence[_Call]) -> bool:

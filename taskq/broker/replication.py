@@ -27,13 +27,15 @@ Steps: TypeAlias = Generator[tuple[Any, ...], Any, None]
 class Unreplicated(BrokerError):
     """The master has it, and too few of its replicas have said so in time."""
 
-    def __init__(self, message: str, verdicts: str) -> None:
+    def __init__(self, message: str, verdicts: str, *, late: bool = False) -> None:
         super().__init__(message)
         self.verdicts = verdicts
+        # Whether it was time alone that was short.
+        self.late = late
 
     def of(self, verdict: str) -> Unreplicated:
         """Return the same of one message among those that were sent together."""
-        return Unreplicated(str(self), verdict)
+        return Unreplicated(str(self), verdict, late=self.late)
 
 
 def steps(place: str, command: Command[Any], verdicts: str, until: float) -> Steps:
@@ -56,7 +58,7 @@ def steps(place: str, command: Command[Any], verdicts: str, until: float) -> Ste
             return
         if left_ms <= _WAIT_MS:
             msg = f"{place}: {count} of {command.replicas} replicas acknowledged it in time"
-            raise _short(msg, verdicts)
+            raise _short(msg, verdicts, late=True)
 
 
 def troubled(error: BrokerError, verdicts: str) -> BrokerError:
@@ -67,5 +69,5 @@ def troubled(error: BrokerError, verdicts: str) -> BrokerError:
     return _short(f"replicas cannot be waited for: {error}", verdicts)
 
 
-def _short(words: str, verdicts: str) -> Unreplicated:
-    return Unreplicated(f"the message stands on the master; {words}", verdicts)
+def _short(words: str, verdicts: str, *, late: bool = False) -> Unreplicated:
+    return Unreplicated(f"the message stands on the master; {words}", verdicts, late=late)

@@ -33,6 +33,8 @@ AT_ONCE = -math.inf
 # Any number of bytes, str and int; its stub knows of one.
 pack = cast("Callable[[tuple[Any, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 _NO_PLACE = object()
+# How many replicas have it is told when time is up: so much longer that is waited for.
+_COUNT_SECONDS = 1.0
 
 
 class AllInUse(BrokerUnavailable):
@@ -359,6 +361,7 @@ def _runner(command: Command[T], until: float) -> Callable[[Line], T]:
         return lambda line: line.run(command)
 
     def run(line: Line) -> T:
+        line.until += _COUNT_SECONDS
         reply = line.run(command)
         line.replicate(command, str(reply), until)
         return reply

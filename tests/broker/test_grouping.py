@@ -13,9 +13,10 @@ import pytest
 
 from taskq.broker.commands import MOST_BYTES, Outgoing
 from taskq.broker.grouping import AsyncGroup, Group
+from taskq.broker.replication import Unreplicated
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 from taskq.model.message import Envelope, Message
-from tests.eventually import until
+from tests.eventually import let_pass, until
 
 PLACES = 2
 raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
@@ -190,6 +191,64 @@ def test_when_time_is_up_a_message_that_may_have_arrived_is_uncertain() -> None:
     assert isinstance(future.exception(5), Interrupted)
 
 
+def test_who_waited_for_a_place_has_so_much_less_time() -> None:
+    wire = Wire()
+    senders = Senders(wire, seconds=10)
+    senders.send(one(1), one(2))
+    wire.wait_for(PLACES)
+    (future,) = senders.send(one(3))
+    let_pass(0.5)
+    wire.let_go()
+    assert future.result(5) == "o"
+    assert wire.withins[2] <= 9.5
+
+
+def test_whichever_place_is_free_is_taken() -> None:
+    may_end = {f"{number:032x}": threading.Event() for number in range(1, 4)}
+    begun: list[str] = []
+
+    def run(some: Sequence[Outgoing], *, within: float) -> str:
+        assert within > 0
+        begun.extend(each.message.id for each in some)
+        assert may_end[some[0].message.id].wait(20)
+        return "o" * len(some)
+
+    group = Group(run, 30)
+    with ThreadPoolExecutor(3) as pool:
+        sent: list[Future[str]] = []
+        for number, event in enumerate(may_end.values(), 1):
+            sent.append(pool.submit(group.send, one(number)))
+            until(lambda: len(begun) + len(group._waiting) == len(sent))
+            if number > PLACES:
+                event.set()
+        let_pass(0.3)  # longer than who waits is patient
+        may_end[begun[1]].set()
+        assert sent[2].result(10) == "o"
+        assert not sent[0].done()
+        may_end[begun[0]].set()
+
+
+def test_each_waits_for_replicas_as_long_as_it_may() -> None:
+    wire = Wire(None, None, Unreplicated("too few", "oo", late=True))
+    senders = Senders(wire, seconds=30)
+    senders.send(one(1), one(2))
+    wire.wait_for(PLACES)
+    futures = senders.send(one(3), one(4))
+    wire.let_go()
+    assert [future.result(5) for future in futures] == ["o", "o"]
+
+
+def test_replicas_that_cannot_be_waited_for_are_not_asked_again() -> None:
+    wire = Wire(None, None, Unreplicated("no such command", "oo"))
+    senders = Senders(wire, seconds=30)
+    senders.send(one(1), one(2))
+    wire.wait_for(PLACES)
+    futures = senders.send(one(3), one(4))
+    wire.let_go()
+    assert [type(future.exception(5)) for future in futures] == [Unreplicated] * 2
+    assert len(wire.calls) == 3
+
+
 def test_a_call_carries_no_more_bytes_than_it_may() -> None:
     wire = Wire()
     senders = Senders(wire)
@@ -291,3 +350,12 @@ class TestAwaited:
         wire = Wire(None, None, BrokerUnavailable("away"))
         group = AsyncGroup(wire.arun, 10)
         assert asyncio.run(main()) == ["o"] * 5
+
+    def test_each_waits_for_replicas_as_long_as_it_may(self) -> None:
+        async def main() -> list[str]:
+            wire.let_go()
+            return await asyncio.gather(*(group.send(one(number)) for number in range(4)))
+
+        wire = Wire(None, None, Unreplicated("too few", "oo", late=True))
+        group = AsyncGroup(wire.arun, 30)
+        assert asyncio.run(main()) == ["o"] * 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,8 @@ import pytest
 
 from taskq import BrokerUnavailable, ConfigError, DuplicateMessage, EnqueueUncertain, TaskQ
 from taskq.broker import keys
-from tests.eventually import until
+from taskq.model import clock
+from tests.eventually import let_pass, until
 from tests.features.conftest import SECRET, Awaited
 from tests.fleets import Cluster, Followed, SentinelSet, calls_of
 from tests.servers import Server
@@ -232,6 +234,39 @@ def test_one_redis_without_replicas_says_so_at_the_call(redis_url: str, namespac
                 add(app).delay(1, 2)
             with pytest.raises(EnqueueUncertain):
                 app.enqueue_many([add(app).s(1, 2)])
+
+
+def test_each_is_told_how_many_replicas_have_it_when_its_own_time_is_up(
+    redis_url: str, namespace: str, awaited: Awaited
+) -> None:
+    seconds = 3.0
+
+    def told(call: Callable[[], Any]) -> float:
+        began = clock.monotonic()
+        uncertain(call, "0 of 1")
+        return clock.monotonic() - began
+
+    async def atold() -> float:
+        began = clock.monotonic()
+        with pytest.raises(EnqueueUncertain, match="0 of 1 replicas"):
+            await add(app).adelay(1, 2)
+        return clock.monotonic() - began
+
+    async def at_two_times() -> list[float]:
+        first = [asyncio.create_task(atold()) for _ in range(4)]
+        await asyncio.to_thread(let_pass, 1.0)
+        return await asyncio.gather(*first, atold())
+
+    with (
+        new_app(redis_url, namespace, durability="replicas:1", enqueue_deadline=seconds) as app,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        first = [pool.submit(told, lambda: add(app).delay(1, 2)) for _ in range(4)]
+        let_pass(1.0)
+        last = pool.submit(told, lambda: add(app).delay(1, 2))
+        took = [one.result(60) for one in (*first, last)] + awaited(at_two_times(), app)
+    assert min(took) > seconds - 0.5
+    assert max(took) < 2 * seconds - 1
 
 
 def test_an_id_of_another_task_is_a_duplicate_whatever_replicas_say(
