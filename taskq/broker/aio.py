@@ -15,7 +15,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from redis.exceptions import NoScriptError, ResponseError
 from tenacity import AsyncRetrying
@@ -31,6 +31,7 @@ from taskq.model import clock
 T = TypeVar("T")
 
 MOST_LINES = 16
+MOST_LASTING = MOST_LINES // 2
 
 
 class AsyncLine:
@@ -129,6 +130,10 @@ class AsyncLine:
         return known
 
 
+# Of a broker: `_line`, `_lasting_line`.
+_Lend: TypeAlias = Callable[[], contextlib.AbstractAsyncContextManager[AsyncLine]]
+
+
 class AsyncBroker:
     """Runs commands on a few connections of one event loop, again after a broken one."""
 
@@ -140,6 +145,7 @@ class AsyncBroker:
         self._idle: deque[AsyncLine] = deque()
         self._groups: dict[tuple[str, int], AsyncGroup] = {}
         self._places = asyncio.BoundedSemaphore(MOST_LINES)
+        self._lasting_places = asyncio.BoundedSemaphore(MOST_LASTING)
 
     async def run(self, command: Command[T], *, within: float = math.inf) -> T:
         """Run one script call; what broke on the way is tried again until the deadline.
@@ -148,11 +154,12 @@ class AsyncBroker:
         """
         began = clock.monotonic()
         ask = _runner(command, began + min(within, self._deadline))
+        lend = self._lasting_line if command.replicas else self._line
         try:
-            async with self._line() as line:
+            async with lend() as line:
                 return await ask(line)
         except BrokerUnavailable as error:
-            return await self._again(began, error, ask, within)
+            return await self._again(began, error, ask, within, lend)
 
     async def enqueue(self, base: str, one: Outgoing, replicas: int = 0) -> str:
         """Queue one message; with those that others send meanwhile, as `Broker.enqueue`."""
@@ -171,7 +178,7 @@ class AsyncBroker:
         while True:
             try:
                 async with self._line() as line:
-                    async for reply in _stream(line, rest, sent, self._deadline):
+                    async for reply in _stream(line, rest, sent):
                         yield reply
             except ScriptMissing:
                 while sent:
@@ -182,9 +189,12 @@ class AsyncBroker:
                     command = sent.popleft()
                     began = clock.monotonic()
                     ask = _runner(command, began + self._deadline)
-                    yield await self._again(began, error, ask)
+                    lend = self._lasting_line if command.replicas else self._line
+                    yield await self._again(began, error, ask, lend=lend)
             else:
-                return
+                if not sent:
+                    return
+                yield await self.run(sent.popleft())
 
     async def call(self, *arguments: Any) -> Any:
         """Send one command that may be repeated, and return the reply; by the deadline."""
@@ -206,6 +216,7 @@ class AsyncBroker:
         first: BrokerUnavailable,
         ask: Callable[[AsyncLine], Awaitable[T]],
         within: float = math.inf,
+        lend: _Lend | None = None,
     ) -> T:
         interrupted = isinstance(first, Interrupted)
         left = min(self._deadline, within) - (clock.monotonic() - began)
@@ -215,7 +226,7 @@ class AsyncBroker:
         async def once() -> T:
             nonlocal interrupted
             try:
-                async with self._line() as line:
+                async with (lend or self._line)() as line:
                     return await ask(line)
             except Interrupted:
                 interrupted = True
@@ -228,6 +239,12 @@ class AsyncBroker:
                 raise
             # One of the attempts may have been carried out, whatever the last one met.
             raise Interrupted(str(error)) from error
+
+    @contextlib.asynccontextmanager
+    async def _lasting_line(self) -> AsyncGenerator[AsyncLine, None]:
+        """Lend a line to who waits for replicas."""
+        async with self._lasting_places, self._line() as line:
+            yield line
 
     @contextlib.asynccontextmanager
     async def _line(self) -> AsyncGenerator[AsyncLine, None]:
@@ -258,21 +275,22 @@ def _runner(command: Command[T], until: float) -> Callable[[AsyncLine], Awaitabl
 
 
 async def _stream(
-    line: AsyncLine, calls: Iterator[Command[T]], sent: deque[Command[T]], deadline: float
+    line: AsyncLine, calls: Iterator[Command[T]], sent: deque[Command[T]]
 ) -> AsyncIterator[T]:
-    """Yield the replies, one command ahead; `sent` holds those without a reply."""
+    """Yield the replies, one command ahead; `sent` holds those without a reply.
+
+    It ends before one that waits for replicas, which is left there: that takes another line.
+    """
     try:
         for command in calls:
             sent.append(command)
-            await line.begin(command)
+            if not command.replicas:
+                await line.begin(command)
             if len(sent) > 1:
                 yield await line.end(sent[0])
                 sent.popleft()
             if command.replicas:
-                began, reply = clock.monotonic(), await line.end(command)
-                await line.replicate(command, str(reply), began + deadline)
-                yield reply
-                sent.popleft()
+                return
         while sent:
             yield await line.end(sent[0])
             sent.popleft()

@@ -98,9 +98,13 @@ class Lines:
 class _NodeBroker(Broker):
     make_line = NodeLine
 
-    def hold_line(self, held: contextlib.ExitStack, latest: float) -> Line:
-        """Return a line that is given back when `held` is left; it is waited for until `latest`."""
-        return held.enter_context(self._line(latest=latest))
+    def hold_line(self, held: contextlib.ExitStack, latest: float, *, lasting: bool) -> Line:
+        """Return a line that is given back when `held` is left; it is waited for until `latest`.
+
+        `lasting`: it is to wait for replicas.
+        """
+        lend = self._lasting_line if lasting else self._line
+        return held.enter_context(lend(latest=latest))
 
     def take_off(self, command: Command[T], line: Line) -> _Flight[T]:
         """Send a script call, and return it while it is on its way."""
@@ -108,32 +112,34 @@ class _NodeBroker(Broker):
 
 
 class _HeldLines:
-    """Lines that one thread holds, one to each queue's node; it waits for one only without any.
+    """Lines that one thread holds, a few to each queue; it waits for one only without any.
 
     Else those who hold lines to one node could wait for ever for those who wait for theirs.
     """
 
     def __init__(self, held: contextlib.ExitStack) -> None:
         self._held = held
-        self._lines: dict[_NodeBroker, Line] = {}
+        self._lines: dict[tuple[_NodeBroker, bool], Line] = {}
 
-    def take(self, broker: _NodeBroker) -> bool:
+    def take(self, broker: _NodeBroker, *, lasting: bool) -> bool:
         """Take one, unless all are in use; return whether there is one."""
-        if broker not in self._lines:
+        key = broker, lasting
+        if key not in self._lines:
             try:
-                self._lines[broker] = broker.hold_line(self._held, AT_ONCE)
+                self._lines[key] = broker.hold_line(self._held, AT_ONCE, lasting=lasting)
             except AllInUse:
                 return False
         return True
 
-    def of(self, broker: _NodeBroker) -> Line:
+    def of(self, broker: _NodeBroker, *, lasting: bool) -> Line:
         """Return one; if it must be waited for, all others are given back, so none may be busy."""
-        if not self.take(broker):
+        if not self.take(broker, lasting=lasting):
             self._lines.clear()
             self._held.close()
             # Behind others that send many, for as long as those go on.
-            self._lines[broker] = broker.hold_line(self._held, math.inf)
-        return self._lines[broker]
+            line = broker.hold_line(self._held, math.inf, lasting=lasting)
+            self._lines[broker, lasting] = line
+        return self._lines[broker, lasting]
 
 
 class _Flight(Generic[T]):
@@ -207,12 +213,12 @@ class ClusterBroker(Broker):
         with contextlib.ExitStack() as held:
             lines = _HeldLines(held)
             for command in calls:
-                base, broker = command.base, self._of(command.base)
-                while base in flights or (flights and not lines.take(broker)):
+                base, broker, lasting = command.base, self._of(command.base), command.replicas > 0
+                while base in flights or (flights and not lines.take(broker, lasting=lasting)):
                     yield land(next(iter(flights)))
                 if errors:
                     break
-                flights[base] = broker.take_off(command, lines.of(broker))
+                flights[base] = broker.take_off(command, lines.of(broker, lasting=lasting))
             while flights:
                 yield land(next(iter(flights)))
         if errors:

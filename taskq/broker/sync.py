@@ -11,7 +11,7 @@ import queue
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import hiredis
 from redis.exceptions import NoScriptError, ResponseError
@@ -27,8 +27,12 @@ from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
 T = TypeVar("T")
+# One for each line that may be in use. In C: an interrupt loses none.
+_Tokens: TypeAlias = "queue.SimpleQueue[None]"
 
 MOST_LINES = 16
+# So many of them may wait for replicas at a time: who asks for none finds another one.
+MOST_LASTING = MOST_LINES // 2
 AT_ONCE = -math.inf
 # Any number of bytes, str and int; its stub knows of one.
 pack = cast("Callable[[tuple[Any, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
@@ -181,6 +185,10 @@ class Line:
         return known
 
 
+# Of a broker: `_line`, `_lasting_line`.
+_Lend: TypeAlias = Callable[[float, float], contextlib.AbstractContextManager[Line]]
+
+
 class Broker:
     """Runs commands on a few connections, from any thread, again after a broken one."""
 
@@ -196,10 +204,8 @@ class Broker:
         """Begin without connections. After a fork: the parent keeps those it has."""
         self._groups: dict[tuple[str, int], Group] = {}
         self._idle: deque[Line] = deque()
-        # A token for each line that may be in use. In C: an interrupt loses none.
-        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(MOST_LINES):
-            self._places.put(None)
+        self._places = _tokens(MOST_LINES)
+        self._lasting_places = _tokens(MOST_LASTING)
 
     def run(self, command: Command[T], *, within: float = math.inf) -> T:
         """Run one script call; what broke on the way is tried again until the deadline.
@@ -208,11 +214,12 @@ class Broker:
         """
         began = clock.monotonic()
         ask = _runner(command, began + min(within, self._deadline))
+        lend = self._lasting_line if command.replicas else self._line
         try:
-            with self._line(began + within) as line:
+            with lend(began + within) as line:
                 return ask(line)
         except BrokerUnavailable as error:
-            return self._again(began, error, ask, within)
+            return self._again(began, error, ask, within, lend)
 
     def enqueue(self, base: str, one: Outgoing, replicas: int = 0) -> str:
         """Queue one message; with those that other threads send to the queue meanwhile.
@@ -239,7 +246,7 @@ class Broker:
             try:
                 # Behind others that send many, for as long as those go on.
                 with self._line(latest=math.inf) as line:
-                    yield from _stream(line, rest, sent, self._deadline)
+                    yield from _stream(line, rest, sent)
             except ScriptMissing:
                 while sent:
                     yield self.run(sent.popleft())
@@ -248,12 +255,18 @@ class Broker:
                 while sent:
                     yield self.again(sent.popleft(), error)
             else:
-                return
+                if not sent:
+                    return
+                yield self.run(sent.popleft())
 
     def again(self, command: Command[T], error: BrokerUnavailable, line: Line | None = None) -> T:
         """Run one script call that broke on the way, until the deadline; on `line`, if given."""
         began = clock.monotonic()
-        return self._again(began, error, _runner(command, began + self._deadline), line=line)
+        lend = self._lasting_line if command.replicas else self._line
+        if line is not None:
+            lend = functools.partial(_same, line)
+        ask = _runner(command, began + self._deadline)
+        return self._again(began, error, ask, lend=lend)
 
     def call(self, *arguments: Any, within: float = math.inf) -> Any:
         """Send one command that may be repeated, and return the reply.
@@ -279,7 +292,7 @@ class Broker:
         first: BrokerUnavailable,
         ask: Callable[[Line], T],
         within: float = math.inf,
-        line: Line | None = None,
+        lend: _Lend | None = None,
     ) -> T:
         interrupted = isinstance(first, Interrupted)
         latest = began + min(self._deadline, within)
@@ -290,10 +303,8 @@ class Broker:
         def once() -> T:
             nonlocal interrupted
             try:
-                if line is not None:
+                with (lend or self._line)(began + within, latest) as line:
                     return ask(line)
-                with self._line(began + within, latest) as another:
-                    return ask(another)
             except Interrupted:
                 interrupted = True
                 raise
@@ -321,7 +332,7 @@ class Broker:
                 # Taken and noted in one call into C: an interrupt comes before or after it.
                 place.extend(itertools.islice(iter(self._places.get_nowait, _NO_PLACE), 1))
             except queue.Empty:
-                self._wait_for_place(place, until, latest)
+                self._wait_for(self._places, place, until, latest)
             line = self._take_idle() or self.make_line(self.endpoint)
             line.until = until
             yield line
@@ -338,15 +349,37 @@ class Broker:
             if line is not None:
                 self._idle.append(line)
 
-    def _wait_for_place(self, place: list[None], until: float, latest: float | None) -> None:
+    @contextlib.contextmanager
+    def _lasting_line(
+        self, until: float = math.inf, latest: float | None = None
+    ) -> Generator[Line, None, None]:
+        """Lend a line to who waits for replicas."""
+        place: list[None] = []
+        if latest is None:
+            latest = clock.monotonic() + self._deadline
+        try:
+            # Before the line: whoever has one waits for nothing that others hold.
+            self._wait_for(self._lasting_places, place, until, latest)
+            with self._line(until, latest) as line:
+                yield line
+        finally:
+            if place:
+                self._lasting_places.put(None)
+
+    def _wait_for(
+        self, places: _Tokens, place: list[None], until: float, latest: float | None
+    ) -> None:
         now = clock.monotonic()
         left = min(until, now + self._deadline if latest is None else latest) - now
         limit = None if left == math.inf else max(0.0, left)
-        wait = functools.partial(self._places.get, timeout=limit)
+        wait = functools.partial(places.get, timeout=limit)
         try:
             place.extend(itertools.islice(iter(wait, _NO_PLACE), 1))
         except queue.Empty:
-            msg = f"{self.endpoint.place}: all {MOST_LINES} connections are in use"
+            what = f"all {MOST_LINES} connections are in use"
+            if places is self._lasting_places:
+                what = f"all {MOST_LASTING} connections that may wait for replicas do so"
+            msg = f"{self.endpoint.place}: {what}"
             raise AllInUse(msg) from None
 
     def _take_idle(self) -> Line | None:
@@ -354,6 +387,18 @@ class Broker:
             return self._idle.pop()
         except IndexError:
             return None
+
+
+def _tokens(count: int) -> _Tokens:
+    tokens: _Tokens = queue.SimpleQueue()
+    for _ in range(count):
+        tokens.put(None)
+    return tokens
+
+
+@contextlib.contextmanager
+def _same(line: Line, _until: float, _latest: float) -> Generator[Line, None, None]:
+    yield line
 
 
 def _runner(command: Command[T], until: float) -> Callable[[Line], T]:
@@ -369,22 +414,21 @@ def _runner(command: Command[T], until: float) -> Callable[[Line], T]:
     return run
 
 
-def _stream(
-    line: Line, calls: Iterator[Command[T]], sent: deque[Command[T]], deadline: float
-) -> Iterator[T]:
-    """Yield the replies, one command ahead; `sent` holds those without a reply."""
+def _stream(line: Line, calls: Iterator[Command[T]], sent: deque[Command[T]]) -> Iterator[T]:
+    """Yield the replies, one command ahead; `sent` holds those without a reply.
+
+    It ends before one that waits for replicas, which is left there: that takes another line.
+    """
     try:
         for command in calls:
             sent.append(command)
-            line.begin(command)
+            if not command.replicas:
+                line.begin(command)
             if len(sent) > 1:
                 yield line.end(sent[0])
                 sent.popleft()
             if command.replicas:
-                began, reply = clock.monotonic(), line.end(command)
-                line.replicate(command, str(reply), began + deadline)
-                yield reply
-                sent.popleft()
+                return
         while sent:
             yield line.end(sent[0])
             sent.popleft()

@@ -12,6 +12,7 @@ import pytest
 
 from taskq import BrokerUnavailable, ConfigError, DuplicateMessage, EnqueueUncertain, TaskQ
 from taskq.broker import keys
+from taskq.broker.sync import MOST_LASTING, MOST_LINES
 from taskq.model import clock
 from tests.eventually import let_pass, until
 from tests.features.conftest import SECRET, Awaited
@@ -188,6 +189,51 @@ def test_who_asks_for_more_makes_nobody_else_wait(followed: Followed, namespace:
         assert place.queued() == 16
 
 
+def waits(server: Server) -> int:
+    with server.client() as client:
+        return _waits(client)
+
+
+@pytest.mark.parametrize("kind", ["later", "many"])
+def test_who_asks_for_none_finds_a_line_however_many_wait(
+    fleet: Any, namespace: str, kind: str
+) -> None:
+    with (
+        new_app(fleet.url, namespace, enqueue_deadline=PATIENT) as app,
+        ThreadPoolExecutor(MOST_LINES + 5) as pool,
+    ):
+        place, asked = Place(fleet, app), add(app, durability="replicas:1", countdown=60)
+        sends = {"later": lambda: asked.delay(1, 2), "many": lambda: asked.starmap([(1, 2)] * 2)}
+        with place.frozen():
+            waiting: list[Future[Any]] = [pool.submit(sends[kind]) for _ in range(MOST_LINES + 4)]
+            until(lambda: waits(place.master) >= MOST_LASTING)
+            let_pass(0.5)
+            assert pool.submit(add(app).delay, 1, 2).result(20)
+            assert waits(place.master) == MOST_LASTING
+            assert not any(one.done() for one in waiting)
+        for one in waiting:
+            assert one.result(30)
+
+
+def test_nor_is_a_coroutine_kept_from_one(followed: Followed, namespace: str) -> None:
+    async def story(app: TaskQ) -> None:
+        asked = add(app, durability="replicas:1", countdown=60)
+        sends = [
+            asked.adelay(1, 2) if n % 2 else app.aenqueue_many([asked.s(1, 2)]) for n in range(20)
+        ]
+        with Place(followed, app).frozen():
+            waiting = [asyncio.create_task(one) for one in sends]
+            await asyncio.to_thread(until, lambda: waits(followed.master) >= MOST_LASTING)
+            await asyncio.to_thread(let_pass, 0.5)
+            await asyncio.wait_for(add(app).adelay(1, 2), 20)
+            assert waits(followed.master) == MOST_LASTING
+            assert not any(one.done() for one in waiting)
+        await asyncio.wait_for(asyncio.gather(*waiting), 30)
+        await app.aclose()
+
+    asyncio.run(story(new_app(followed.url, namespace, enqueue_deadline=PATIENT)))
+
+
 def test_a_line_that_breaks_while_replicas_are_waited_for_is_no_excuse(
     followed: Followed, namespace: str
 ) -> None:
@@ -208,8 +254,8 @@ def test_a_line_that_breaks_while_replicas_are_waited_for_is_no_excuse(
         assert place.queued() == 1
 
 
-def _waits(client: Any) -> bool:
-    return any(one["cmd"] == "wait" for one in client.client_list())
+def _waits(client: Any) -> int:
+    return sum(one["cmd"] == "wait" for one in client.client_list())
 
 
 def test_a_master_that_is_demoted_while_replicas_are_waited_for_proves_nothing(
