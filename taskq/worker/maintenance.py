@@ -160,10 +160,11 @@ class Maintenance:
         except BrokerError as error:
             self._note_away(error)
             return 0.5 + secrets.randbelow(500) / 1000
+        # Also while a node is away: the other half of the partitions has its turn.
+        self._rounds += 1
         if self._silent:
             return 0.5 + secrets.randbelow(500) / 1000
         self._away = False
-        self._rounds += 1
         self._reached_at = clock.monotonic()
         return self._tick * (0.8 + secrets.randbelow(200) / 1000)
 

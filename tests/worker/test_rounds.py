@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import threading
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 import taskq
 from taskq import Queue, TaskQ
 from taskq.broker import commands, keys
-from taskq.broker.cluster import open_broker
+from taskq.broker.cluster import Lines, open_broker
 from taskq.broker.connection import Endpoint
 from taskq.model import queues
 from taskq.model.signing import Keyring
@@ -186,31 +188,64 @@ def test_an_idle_worker_sends_two_commands_a_second_to_a_node_at_most(
         assert more - some <= 20 * 2
 
 
+def enrol(endpoint: Endpoint, app: str, places: Iterable[str], worker: str, lease_ms: int) -> None:
+    lines, kinds = Lines(endpoint), {"a": "t"}
+    for place in places:
+        base = keys.base(app, place)
+        lines.run(commands.enrol(base, worker.encode(), lease_ms, "w", "d", kinds))
+    lines.close()
+
+
+@contextlib.contextmanager
+def maintained(endpoint: Endpoint, app: str, places: list[str], **options: Any) -> Iterator[None]:
+    """Look after partitions as a supervisor does."""
+    maintenance = Maintenance(
+        app, endpoint, places, keyring=Keyring(()), digest="d", **{"members": list} | options
+    )
+    maintenance.start()
+    try:
+        yield
+    finally:
+        maintenance.stop()
+
+
 def test_leases_go_on_in_all_partitions_whoever_holds_something(
     redis_url: str, namespace: str
 ) -> None:
     endpoint, places, worker = Endpoint(redis_url), keys.places("mail", 3), "f" * 32
+    enrol(endpoint, namespace, places, worker, 1000)
     broker = open_broker(endpoint, 5.0)
-    for place in places:
-        broker.run(
-            commands.enrol(keys.base(namespace, place), worker.encode(), 1000, "w", "d", {"a": "t"})
-        )
-    maintenance = Maintenance(
-        namespace,
+    with maintained(
         endpoint,
+        namespace,
         places,
-        keyring=Keyring(()),
         lease=1.0,
-        digest="d",
         members=lambda: [(place, worker) for place in places],
         holds=lambda member: member[0] == "mail/1",
-    )
-    maintenance.start()
-    try:
+    ):
         let_pass(3)
         for place in places:
             key = f"{keys.base(namespace, place)}workers"
             assert broker.call("ZSCORE", key, worker) is not None, place
-    finally:
-        maintenance.stop()
-        broker.close()
+    broker.close()
+
+
+@pytest.mark.slow
+def test_all_partitions_on_healthy_nodes_are_looked_after_while_one_is_away(namespace: str) -> None:
+    places, lost = keys.places("mail", 2 * COUNT), "f" * 32
+    with Cluster() as cluster:
+        endpoint = Endpoint(cluster.url)
+        enrol(endpoint, namespace, places, lost, 1)
+        owners = {place: cluster.owner(keys.base(namespace, place)) for place in places}
+        away = owners[places[0]]
+        away.kill()
+        lines = Lines(endpoint)
+
+        def forgotten(place: str) -> bool:
+            base = keys.base(namespace, place)
+            return lines.of(base).call("ZSCORE", f"{base}workers", lost) is None
+
+        healthy = [place for place, owner in owners.items() if owner is not away]
+        with maintained(endpoint, namespace, places, lease=15.0):
+            until(lambda: all(map(forgotten, healthy)), 60)
+        lines.close()
