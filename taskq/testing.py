@@ -221,6 +221,7 @@ def running_worker(
             kept=engine.kept,
             members=lambda: engine.exchange.members().items(),
             orders=lambda _member, _orders: engine.hear(),
+            forgotten=lambda member: engine.doubt(member[0]),
         )
         timekeeper = Timekeeper(
             app.name,

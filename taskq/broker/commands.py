@@ -125,7 +125,7 @@ class Order(msgspec.Struct, frozen=True):
 class Renewed(msgspec.Struct, frozen=True):
     """The reply to the renewal of a lease."""
 
-    # 'ok' or 'lost'
+    # 'ok', 'unknown' (renewed, but its tasks were forgotten) or 'lost'
     word: str
     orders: list[Order] = []
 
@@ -167,6 +167,8 @@ class Reclaimed(msgspec.Struct, frozen=True):
     left: bool
     # How many messages wait to be handed out alone.
     suspects: int
+    # Those of the members named that Redis does not know, or whose tasks it does not know.
+    forgotten: list[bytes] = []
 
 
 class Exchanged(msgspec.Struct, frozen=True):
@@ -416,7 +418,7 @@ def _count_and_next(reply: Any) -> tuple[int, int | None]:
 
 
 def _reclaimed(reply: Any) -> Reclaimed:
-    return Reclaimed(int(reply[0]), bool(reply[1]), int(reply[2]))
+    return Reclaimed(int(reply[0]), bool(reply[1]), int(reply[2]), reply[3:])
 
 
 def _exchanged(reply: Any) -> Exchanged:

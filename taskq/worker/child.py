@@ -198,6 +198,8 @@ class Child:
             self._drain(engine, note["seconds"])
         elif note["kind"] == "cancel":
             engine.hear()
+        elif note["kind"] == "forgotten":
+            engine.doubt(note["queue"])
         elif note["kind"] == "ping":
             # An engine that stands still is no better than a process that does.
             if clock.monotonic() - engine.exchange.turned_at < _TURN_SECONDS:

@@ -156,6 +156,11 @@ class Engine:
         self.exchange.ask()
         self._attention.set()
 
+    def doubt(self, queue: str) -> None:
+        """Look soon whether a queue still knows this child and its tasks."""
+        self.exchange.doubt(queue)
+        self._attention.set()
+
     def quiet(self) -> None:
         """Claim no more; give back what was claimed and did not start."""
         if self.phase is Phase.RUNNING:

@@ -114,6 +114,12 @@ class Exchange:
             port.summoned = port.summoned or queue in (None, port.queue)
         self._asked = True
 
+    def doubt(self, queue: str) -> None:
+        """Let the next turn see to it that a queue knows this child and its tasks."""
+        for port in self.ports:
+            port.doubted = port.doubted or port.queue == queue
+        self._asked = True
+
     def lead(self) -> None:
         """Take turns while there is something to send or to ask for.
 
@@ -263,6 +269,8 @@ class Exchange:
         # To ask each partition each time would cost more than to listen to their bells.
         if now - port.asked_at > ASK_SECONDS and (self._unheard or not port.divided):
             port.hungry = True
+        if port.doubted:
+            port.make_sure(port.reach.line)
         if not port.enrolled:
             port.enrol(port.reach.line)
             self.enrolled()
@@ -298,7 +306,7 @@ class Exchange:
                 self._hand_out(port, reply)
             if reply.summoned and clock.monotonic() - port.obeyed_at > OBEY_SECONDS:
                 self._asked = port.summoned = True
-        self._asked = self._asked or not port.enrolled
+        self._asked = self._asked or port.doubted or not port.enrolled
 
     def _obey(self, port: Port) -> None:
         """Cancel what the queue wants to have cancelled, as far as it has not ended."""

@@ -54,6 +54,7 @@ class Maintenance:
         first: Callable[[], None] | None = None,
         grown: Callable[[dict[str, int]], None] = lambda _counts: None,
         orders: Callable[[Member, list[Order]], None] = lambda _member, _orders: None,
+        forgotten: Callable[[Member], None] = lambda _member: None,
     ) -> None:
         self._app = app
         self._queues = list(queues)
@@ -73,6 +74,8 @@ class Maintenance:
         self._count_at = 0.0
         # What a member is to cancel, which it may not have heard.
         self._orders = orders
+        # Called for a member of which Redis forgot something; who was told so.
+        self._forgotten, self._told = forgotten, set[Member]()
         self._keyring, self._warrants = keyring, Warrants(app, keyring)
         self._lines = Lines(endpoint)
         # With a cluster: the queues whose node did not answer in this round. The others are
@@ -236,6 +239,7 @@ class Maintenance:
             if not self._divided(member[0]) or self._holds(member):
                 until[member] = now + 2 * self._lease_ms / 1000
         self._held_until = until
+        self._told &= members
         for member in sorted(until, key=lambda one: (one[0] in late, one)):
             self._do(member[0], functools.partial(self._renew_one, member))
 
@@ -244,10 +248,17 @@ class Maintenance:
         base = keys.base(self._app, queue)
         command = commands.renew(base, worker.encode(), self._lease_ms, self._digest)
         renewed = self._lines.run(command)
+        self._tell({member}, set() if renewed.word == "ok" else {member})
         if renewed.word == "lost":
             self._lost(member)
         elif renewed.orders:
             self._pass_on(member, renewed.orders)
+
+    def _tell(self, asked: set[Member], forgotten: set[Member]) -> None:
+        """Let those be told that were forgotten, each once."""
+        new, self._told = forgotten - self._told, (self._told - asked) | forgotten
+        for member in new:
+            self._forgotten(member)
 
     def _pass_on(self, member: Member, told: list[Order]) -> None:
         """Let those orders be obeyed that are proven."""
@@ -274,6 +285,10 @@ class Maintenance:
             )
             reply = self._lines.run(command)
             left, self.suspects[queue] = reply.left, reply.suspects
+            self._tell(
+                {(queue, one.decode()) for one in ours},
+                {(queue, one.decode()) for one in reply.forgotten},
+            )
             if reply.taken:
                 log.warning("took back %d messages of a dead worker on %s", reply.taken, queue)
 

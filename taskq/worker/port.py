@@ -92,6 +92,8 @@ class Port:
         # This child's id in the queue; a new one after its lease was lost.
         self.worker = b""
         self.enrolled = False
+        # Whether Redis may have forgotten the child, or its tasks.
+        self.doubted = False
         # Whether it is one of several partitions of its queue.
         self.divided = False
         # Whether work may be waiting that was not asked for.
@@ -136,6 +138,9 @@ class Port:
             self._strays.append((self.worker, finish))
         self._finishes.clear()
         self.worker, self._seq, self._pending = secrets.token_hex(16).encode(), 0, None
+        self._introduce(line)
+
+    def _introduce(self, line: Line) -> None:
         badge = self._badge
         line.run(
             commands.enrol(
@@ -143,6 +148,21 @@ class Port:
             )
         )
         self.enrolled = self.hungry = True
+
+    def make_sure(self, line: Line) -> None:
+        """Make the tasks known again, if Redis forgot them; see whether the lease is lost."""
+        if self._pending is not None:
+            return  # its answer tells, and it must not be given up before that
+        badge = self._badge
+        if self.enrolled:
+            command = commands.renew(self.base, self.worker, badge.lease_ms, badge.digest)
+            word = line.run(command).word
+            if word == "unknown":
+                log.warning("Redis forgot the tasks on %s; telling it again", self.queue)
+                self._introduce(line)
+            elif word == "lost":
+                self._lose(word)
+        self.doubted = False
 
     def leave(self, line: Line) -> None:
         """Give up the lease."""
@@ -199,8 +219,7 @@ class Port:
             return None
         self._pending = None
         if reply.word != "ok":
-            log.warning("the lease on %s was lost (%s); enrolling anew", self.queue, reply.word)
-            self.enrolled = False
+            self._lose(reply.word)
         if reply.word == "stale":
             return None
         for _ in finishes:
@@ -210,6 +229,10 @@ class Port:
             wait_ms = max(0, reply.next_due - reply.now_us // 1000)
             self.due_at = clock.monotonic() + wait_ms / 1000
         return reply, finishes
+
+    def _lose(self, word: str) -> None:
+        log.warning("the lease on %s was lost (%s); enrolling anew", self.queue, word)
+        self.enrolled = False
 
     def _isolate(self, line: Line, finishes: Sequence[Finish], error: BrokerError) -> None:
         """Redis refused a batch: send its parts one by one, and leave the culprit out."""

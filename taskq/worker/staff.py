@@ -210,6 +210,12 @@ class Staff:
                 log.error("child %d lost its lease and does not answer; replacing it", child.pid)
                 child.kill()
 
+    def forgotten(self, member: Member) -> None:
+        """Redis does not know a child, or its tasks: let the child look, and enrol anew."""
+        for child in self:
+            if member in child.members.items():
+                child.channel.send({"kind": "forgotten", "queue": member[0]})
+
     def retries(self) -> int:
         """Return how many messages wait for another attempt; 1 where nobody is there to tell."""
         return sum(child.retrying for child in self) + (not self._children)

@@ -162,7 +162,7 @@ class Supervisor:
             hello["app"], endpoint, hello["queues"],
             keyring=keyring, lease=hello["lease"], digest=hello["digest"],
             kept=Kept(*hello["kept"]), members=self._staff.members, holds=self._staff.holds,
-            lost=self._staff.lost,
+            lost=self._staff.lost, forgotten=self._staff.forgotten,
             orders=self._ordered, grown=self._heard_of_growth,
             first=None if hello["examined"] else functools.partial(self._examine, endpoint, hello),
         )  # fmt: skip

@@ -64,6 +64,16 @@ def test_its_group_is_heard_of_again(queue: Queue) -> None:
     assert queue.bells(worker) == "t"
 
 
+def test_a_member_whose_tasks_are_forgotten_is_renewed_and_told_so(queue: Queue) -> None:
+    worker = queue.worker()
+    queue.call("DEL", f"known:{worker.digest}")
+    queue.call("ZADD", "workers", 1, worker.id)
+    assert worker.renew() == "unknown"
+    assert lease_left(worker) > LEASE_MS - 1000
+    worker.enrol()
+    assert worker.renew() == "ok"
+
+
 def test_a_lease_is_renewed_on_a_full_server(full: FullQueue) -> None:
     worker = full.worker()
     full.fill()

@@ -8,10 +8,12 @@ from taskq.broker import commands
 from tests.broker.queues import ADD, LEASE_MS, MAIL, TICK_MS, FullQueue, Queue, Worker
 
 
-def tend(queue: Queue, *workers: Worker, digest: str = "") -> None:
-    members = [one.id for one in workers]
-    digest = digest or workers[0].digest
-    queue.run(commands.reclaim(queue.base, LEASE_MS, TICK_MS, digest=digest, members=members))
+def tend(queue: Queue, *workers: Worker) -> list[Worker]:
+    """Return who was forgotten."""
+    members, digest = [one.id for one in workers], workers[0].digest
+    command = commands.reclaim(queue.base, LEASE_MS, TICK_MS, digest=digest, members=members)
+    told = queue.run(command).forgotten
+    return [one for one in workers if one.id in told]
 
 
 class TestLeases:
@@ -23,11 +25,21 @@ class TestLeases:
         assert int(queue.call("ZSCORE", "workers", mine.id)) > queue.now_ms + LEASE_MS - 1000
         assert queue.call("ZSCORE", "workers", other.id) is None
 
-    def test_who_is_no_member_becomes_none(self, queue: Queue) -> None:
-        worker = queue.worker()
+    def test_who_is_no_member_becomes_none_and_is_named(self, queue: Queue) -> None:
+        worker, other = queue.worker(), queue.worker()
         queue.reclaim(worker)
-        tend(queue, worker)
+        assert tend(queue, worker, other) == [worker]
         assert queue.call("ZSCORE", "workers", worker.id) is None
+
+    def test_those_whose_tasks_are_forgotten_are_renewed_and_named(self, queue: Queue) -> None:
+        workers = queue.worker(), queue.worker()
+        assert tend(queue, *workers) == []
+        queue.call("DEL", f"known:{workers[0].digest}")
+        queue.call("ZADD", "workers", 1, workers[0].id)
+        assert tend(queue, *workers) == list(workers)
+        assert int(queue.call("ZSCORE", "workers", workers[0].id)) > queue.now_ms
+        workers[0].enrol()
+        assert tend(queue, *workers) == []
 
     def test_what_their_group_needs_is_kept(self, queue: Queue) -> None:
         worker = queue.worker()

@@ -20,9 +20,10 @@ from taskq.broker.connection import Endpoint
 from taskq.model import queues
 from taskq.model.signing import Keyring
 from taskq.testing import running_worker
+from taskq.worker import rounds
 from taskq.worker.maintenance import Maintenance
 from taskq.worker.rounds import LOOK_SECONDS, Rounds
-from tests.cli.conftest import Shell
+from tests.cli.conftest import SECRET, Shell
 from tests.eventually import let_pass, until
 from tests.fleets import Cluster, calls_of
 from tests.servers import Server
@@ -249,3 +250,69 @@ def test_all_partitions_on_healthy_nodes_are_looked_after_while_one_is_away(name
         with maintained(endpoint, namespace, places, lease=15.0):
             until(lambda: all(map(forgotten, healthy)), 60)
         lines.close()
+
+
+def forget(server: Server, app: str, what: str) -> None:
+    """Let Redis forget some keys of all partitions, while all connections last."""
+    with server.client() as client:
+        if names := list(client.scan_iter(f"tq:{{{app}:mail*}}:{what}")):
+            client.delete(*names)
+
+
+FORGOTTEN = pytest.mark.parametrize("what", ["*", "known:*"])
+
+
+@FORGOTTEN
+def test_partitions_that_redis_forgot_are_served_again(
+    what: str, new_app: Any, redis_url: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The child asks none of them by itself.
+    monkeypatch.setattr(rounds, "LOOK_SECONDS", 600.0)
+    app = new_app(url=redis_url, lease=3.0, queues=[Queue("mail", partitions=COUNT)])
+
+    @app.task(queue="mail")
+    def echo(value: int) -> int:
+        return value
+
+    def send() -> list[Any]:
+        return [echo.options(partition_key=queue_key(n)).delay(n) for n in range(COUNT)]
+
+    with running_worker(app):
+        assert taskq.gather(send(), timeout=20) == list(range(COUNT))
+        forget(server, app.name, what)
+        assert taskq.gather(send(), timeout=40) == list(range(COUNT))
+
+
+LONE = """
+import taskq.worker.rounds
+taskq.worker.rounds.LOOK_SECONDS = 600.0
+"""
+
+
+@pytest.mark.slow
+@FORGOTTEN
+def test_a_child_that_redis_forgot_is_told_by_its_supervisor_and_kept(
+    what: str, tmp_path: Any, server: Server
+) -> None:
+    shell = Shell(tmp_path, server.url)
+    shell.write("proj.py", (tmp_path / "proj.py").read_text() + LONE)
+    shell.environment |= {"TASKQ_QUEUES": f"mail:{COUNT}", "TASKQ_LEASE": "3"}
+    queue = Queue("mail", partitions=COUNT)
+    try:
+        worker = shell.worker("proj", "-p", "1", "-t", "2", "-Q", "mail")
+        with TaskQ(shell.name, url=server.url, secret=SECRET, queues=[queue]) as app:
+            held = app.send_task("proj.hold", (str(tmp_path),), queue="mail")
+            until(lambda: list(tmp_path.glob("started-*")), 60)
+            children = set(worker.children())
+            forget(server, shell.name, what)
+            sent = [
+                app.send_task("proj.pid", queue="mail", partition_key=queue_key(number))
+                for number in range(COUNT)
+            ]
+            assert set(taskq.gather(sent, timeout=60)) == children
+            (tmp_path / "go").touch()
+            if what != "*":
+                assert held.get(timeout=20) == [1, 1]
+            assert worker.stop() == 0
+    finally:
+        shell.close()

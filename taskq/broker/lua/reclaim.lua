@@ -1,7 +1,7 @@
 -- reclaim: take back the messages of a dead child, or of all whose lease ran out.
 -- KEYS  base
 -- ARGV  lease_ms tick_ms publish worker digest letters letter_age_ms members (member)*members (blame field budget reason)*    worker: '' for all that expired
--- Returns {taken left suspects}    left: '1' if a further call is needed
+-- Returns {taken left suspects (forgotten)*}    left: '1' if a further call is needed
 -- use: core clock counts records lanes scheduled dead cancels running leases
 --
 -- members   children of the caller that ask of themselves only now and then: their leases are
@@ -11,6 +11,7 @@
 --           't' it was killed for this one, which ran past its hard limit: that fails
 --           's' perhaps caused it     'i' ran when another one caused it
 -- reason    the words that its future raises
+-- forgotten those of `members` that are none, or whose tasks nobody knows any more
 -- suspects  how many wait to be handed out alone, of tasks that are known by `digest`
 --
 -- Points of suspicion: 's' counts for two, 'i' for one, as does a worker of which nothing is
@@ -27,8 +28,10 @@ local MOST_RUNG = 100
 local members = tonumber(ARGV[8])
 call('HDEL', base .. 'seqs', '')
 
-for i = 9, 8 + members do renew_lease(ARGV[i], lease) end
-if members > 0 then keep_known(ARGV[5]) end
+local forgotten, known = {}, members > 0 and keep_known(ARGV[5])
+for i = 9, 8 + members do
+  if not renew_lease(ARGV[i], lease) or not known then forgotten[#forgotten + 1] = ARGV[i] end
+end
 
 -- A group without a worker is not rung for, nor does anybody know its tasks.
 local function leave_group(worker)
@@ -189,4 +192,4 @@ if members > 0 then
   local waiting = first_lane()
   if waiting and call('EXISTS', base .. 'timer') == 0 then ring_for(task_of(waiting)) end
 end
-return {taken, rest, suspects}
+return {taken, rest, suspects, unpack(forgotten)}

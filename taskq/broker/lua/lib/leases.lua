@@ -6,10 +6,9 @@ local function renew_lease(worker, lease)
   return true
 end
 
--- Keep what is known of children whose leases go on.
+-- Keep what is known of children whose leases go on; false where their tasks were forgotten.
 local function keep_known(digest)
   call('ZADD', base .. 'groups', digits(now + DAY), digest)
-  for _, key in ipairs({'groups', 'names', 'seqs', 'known:' .. digest}) do
-    call('PEXPIRE', base .. key, DAY)
-  end
+  for _, key in ipairs({'groups', 'names', 'seqs'}) do call('PEXPIRE', base .. key, DAY) end
+  return call('PEXPIRE', base .. 'known:' .. digest, DAY) == 1
 end
