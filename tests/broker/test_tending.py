@@ -67,6 +67,14 @@ class TestBells:
         rung = queue.bells(worker)
         assert {worker.kinds[ADD], worker.kinds[MAIL]} == set(rung)
 
+    def test_many_lanes_that_are_less_urgent_hide_none(self, queue: Queue) -> None:
+        worker = queue.worker()
+        queue.enqueue(*(queue.message(f"t.n{number}", priority=1) for number in range(150)))
+        queue.queued()
+        queue.bells(worker)
+        tend(queue, worker)
+        assert queue.bells(worker) == worker.kinds[ADD]
+
     def test_where_nothing_waits_none_rings(self, queue: Queue) -> None:
         worker = queue.worker()
         tend(queue, worker)

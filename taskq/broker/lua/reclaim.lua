@@ -188,7 +188,7 @@ end
 -- A ring may have been lost with the connection of whoever was to hear it, and with a child
 -- the watch for what is due next.
 if members > 0 then
-  for _, lane in ipairs(call('ZRANGE', base .. 'lanes', 0, MOST_RUNG - 1)) do ring_for(task_of(lane)) end
+  for _, lane in ipairs(call('ZREVRANGE', base .. 'lanes', 0, MOST_RUNG - 1)) do ring_for(task_of(lane)) end
   local waiting = first_lane()
   if waiting and call('EXISTS', base .. 'timer') == 0 then ring_for(task_of(waiting)) end
 end
