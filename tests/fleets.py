@@ -155,7 +155,7 @@ class SentinelSet:
     def fail_over(self) -> None:
         """Let the sentinels choose another master, as an operator does; wait for it."""
         old = self.primary
-        _tell(self.sentinels[0], "SENTINEL", "FAILOVER", SERVICE)
+        _until(lambda: self.primary is not old or self._begins_to_fail_over())
         self.wait_for_another(old)
 
     def wait_for_another(self, old: Server) -> Server:
@@ -168,6 +168,17 @@ class SentinelSet:
             with suppress(ProcessLookupError):
                 one.close()
 
+    def _begins_to_fail_over(self) -> bool:
+        try:
+            _tell(self.sentinels[0], "SENTINEL", "FAILOVER", SERVICE)
+        except redis.ResponseError as error:
+            # For a second after its links broke it takes no replica for fit to be promoted; or
+            # it took the master for dead meanwhile, and is at it.
+            if any(word in str(error) for word in ("NOGOODSLAVE", "INPROG")):
+                return False
+            raise
+        return True
+
     def _named_by(self, sentinel: Server) -> int:
         with suppress(redis.RedisError):
             host_and_port = _tell(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
@@ -177,7 +188,9 @@ class SentinelSet:
     def _knows_all(self, sentinel: Server) -> bool:
         with sentinel.client() as client:
             state = client.sentinel_master(SERVICE)
-        up = not (state["is_sdown"] or state["is_odown"])
+            watched = [state, *client.sentinel_slaves(SERVICE)]
+        away = ("is_sdown", "is_odown", "is_disconnected")
+        up = not any(one[how] for one in watched for how in away)
         return up and state["num-slaves"] == 2 and state["num-other-sentinels"] == 2
 
 

@@ -215,18 +215,16 @@ def test_the_users_of_sentinels_are_enough_for_them(tmp_path: Path) -> None:
         assert passwords.keys() == {*permissions.ROLES, "guide", "sentinel", "replica"}
         asking = f"?sentinel_username={shell.name}-guide&sentinel_password={passwords['guide']}"
         among_themselves(fleet, shell.name, passwords)
+        fleet.fail_over()
         fleet.settle()
         worker = shell.worker("proj", "-p", "1", TASKQ_URL=urls["worker"] + asking)
         with TaskQ(
             shell.name, url=urls["producer"] + asking, secret=SECRET, enqueue_deadline=60
         ) as app:
-            for _ in range(2):
-                sent = [
-                    app.send_task("proj.add", (x, 1), durability="replicas:1") for x in range(9)
-                ]
-                assert taskq.gather(sent, timeout=60) == list(range(1, 10))
-                fleet.fail_over()
-                fleet.settle()
+            use_replicas(app)
+            fleet.fail_over()
+            fleet.settle()
+            use_replicas(app)
         done = shell.say("doctor", "-A", "proj", TASKQ_URL=urls["admin"] + asking)
         assert done.returncode == 0, done.stdout
         assert worker.stop() == 0
@@ -235,6 +233,11 @@ def test_the_users_of_sentinels_are_enough_for_them(tmp_path: Path) -> None:
         for server in fleet.servers:
             users = {one["user"] for one in server.client().client_list()}
             assert f"{shell.name}-sentinel" in users
+
+
+def use_replicas(app: TaskQ) -> None:
+    sent = [app.send_task("proj.add", (x, 1), durability="replicas:1") for x in range(9)]
+    assert taskq.gather(sent, timeout=60) == list(range(1, 10))
 
 
 def among_themselves(fleet: SentinelSet, app: str, passwords: dict[str, str]) -> None:
