@@ -132,3 +132,27 @@ def test_scenarios_are_played_by_tests_that_exist() -> None:
 
 def test_docs_name_nobodys_home() -> None:
     assert lines_with(r"(^|[^\w.])/(home|root|Users)/", DOCS) == []
+
+
+def started_unguarded(function: ast.FunctionDef) -> set[str]:
+    """Return the names of shells of a function that start something, which an error would leave."""
+    made = {
+        target.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+        for target in node.targets
+        if isinstance(target, ast.Name) and ast.unparse(node.value.func) == "Shell"
+    }
+    called = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
+    starts = {ast.unparse(one) for one in called if isinstance(one, ast.Attribute)}
+    return {name for name in made if starts & {f"{name}.start", f"{name}.worker"}}
+
+
+def test_what_a_test_starts_in_a_shell_ends_with_the_test_though_it_fails() -> None:
+    left = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path in TESTS
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and started_unguarded(node)
+    ]
+    assert left == []

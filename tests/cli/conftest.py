@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -132,6 +132,12 @@ class Shell:
         self._running: list[Running] = []
         self.write("proj.py", PROJECT.format(name=self.name))
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def write(self, file: str, text: str) -> Path:
         path = self.folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,9 +231,8 @@ def _kill(pid: int) -> None:
 
 @pytest.fixture
 def shell(tmp_path: Path, redis_url: str) -> Iterator[Shell]:
-    made = Shell(tmp_path, redis_url)
-    yield made
-    made.close()
+    with Shell(tmp_path, redis_url) as made:
+        yield made
 
 
 @pytest.fixture

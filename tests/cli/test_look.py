@@ -177,12 +177,11 @@ class TestPurge:
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Shell]:
     """A project whose worker runs, for all the tests of `taskq call`."""
-    made = Shell(tmp_path_factory.mktemp("call"), redis_url)
-    made.write("proj.py", (made.folder / "proj.py").read_text() + ECHO)
-    made.write("more.py", "from proj import app\n\n@app.task\ndef add(): ...\n")
-    made.worker("proj", "-p", "1")
-    yield made
-    made.close()
+    with Shell(tmp_path_factory.mktemp("call"), redis_url) as made:
+        made.write("proj.py", (made.folder / "proj.py").read_text() + ECHO)
+        made.write("more.py", "from proj import app\n\n@app.task\ndef add(): ...\n")
+        made.worker("proj", "-p", "1")
+        yield made
 
 
 class TestCall:

@@ -37,9 +37,8 @@ def own_server() -> Iterator[Server]:
 
 @pytest.fixture
 def shell(tmp_path: Path, own_server: Server) -> Iterator[Shell]:
-    made = Shell(tmp_path, own_server.url)
-    yield made
-    made.close()
+    with Shell(tmp_path, own_server.url) as made:
+        yield made
 
 
 @pytest.fixture

@@ -70,13 +70,10 @@ class Users:
 
 @pytest.fixture
 def users(tmp_path: Path, binary: Path) -> Iterator[Users]:
-    with Server(binary) as server:
-        shell = Shell(tmp_path, server.url)
+    with Server(binary) as server, Shell(tmp_path, server.url) as shell:
         shell.write("proj.py", (shell.folder / "proj.py").read_text() + MORE)
         shell.environment["TASKQ_QUEUES"] = "mail:3"
-        users = Users(shell, server)
-        yield users
-        users.shell.close()
+        yield Users(shell, server)
 
 
 def use_partitions(users: Users) -> None:
@@ -169,8 +166,7 @@ def test_they_can_do_no_more(users: Users) -> None:
 
 @pytest.mark.slow
 def test_the_users_of_a_cluster_are_enough_for_it(tmp_path: Path) -> None:
-    with Cluster() as cluster:
-        shell = Shell(tmp_path, cluster.url)
+    with Cluster() as cluster, Shell(tmp_path, cluster.url) as shell:
         urls: dict[str, str] = {}
         for line in shell.say("acl", "-A", "proj").stdout.splitlines():
             words = line.split()
@@ -201,8 +197,7 @@ def test_the_users_of_a_cluster_are_enough_for_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_users_of_sentinels_are_enough_for_them(tmp_path: Path) -> None:
     """Servers are watched, followed and replaced by them; the app finds its master by them."""
-    with SentinelSet() as fleet:
-        shell = Shell(tmp_path, fleet.url)
+    with SentinelSet() as fleet, Shell(tmp_path, fleet.url) as shell:
         urls, passwords = dict[str, str](), dict[str, str]()
         for line in shell.say("acl", "-A", "proj").stdout.splitlines():
             words = line.split()

@@ -71,11 +71,9 @@ NAMES = ("keep", "akeep", "leak", "aleak", "again", "odd", "huge")
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Shell]:
     """A project on a server with a password, and with tasks that hold secrets."""
-    with Server(requirepass=PASSWORD) as server:
-        shell = Shell(tmp_path, server.url)
+    with Server(requirepass=PASSWORD) as server, Shell(tmp_path, server.url) as shell:
         shell.write("proj.py", (shell.folder / "proj.py").read_text() + TASKS)
         yield shell
-        shell.close()
 
 
 def run_all(shell: Shell, *words: str, **variables: str) -> str:

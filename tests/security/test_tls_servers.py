@@ -96,8 +96,10 @@ def told_both_ways(url: str) -> list[BrokerError]:
     return errors
 
 
-def test_workers_producers_and_futures_speak_tls(place: Place, tmp_path: Path) -> None:
-    shell = Shell(tmp_path, place.url)
+def test_workers_producers_and_futures_speak_tls(
+    place: Place, tmp_path: Path, shell_of: Callable[[Path, str], Shell]
+) -> None:
+    shell = shell_of(tmp_path, place.url)
     worker = shell.worker("proj", "-p", "2")
     with app_at(place.url, shell.name) as app:
 
@@ -143,8 +145,10 @@ def test_another_host_name_is_told_at_once(elsewhere: Place) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sentinels", "cluster"], indirect=True, scope="module")
-def test_a_failover_by_tls_is_followed(place: SentinelSet | Cluster, tmp_path: Path) -> None:
-    shell = Shell(tmp_path, place.url)
+def test_a_failover_by_tls_is_followed(
+    place: SentinelSet | Cluster, tmp_path: Path, shell_of: Callable[[Path, str], Shell]
+) -> None:
+    shell = shell_of(tmp_path, place.url)
     worker = shell.worker("proj", "-p", "1")
     with app_at(place.url, shell.name, enqueue_deadline=60) as app:
         assert app.send_task("proj.add", (1, 1)).get(timeout=30) == 2

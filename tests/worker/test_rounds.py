@@ -176,15 +176,12 @@ def test_an_idle_worker_sends_two_commands_a_second_to_a_node_at_most(
 ) -> None:
     fleet: Server | Cluster = request.getfixturevalue(place)
     nodes = fleet.masters if isinstance(fleet, Cluster) else [fleet]
-    shell = Shell(tmp_path, fleet.url)
-    try:
+    with Shell(tmp_path, fleet.url) as shell:
         shell.worker("proj", "-p", "1", "-Q", f"mail:{COUNT}")
         let_pass(5)
         before = [calls_of(node) for node in nodes]
         let_pass(20)
         after = [calls_of(node) for node in nodes]
-    finally:
-        shell.close()
     for some, more in zip(before, after, strict=True):
         assert more - some <= 20 * 2
 
@@ -294,11 +291,10 @@ taskq.worker.rounds.LOOK_SECONDS = 600.0
 def test_a_child_that_redis_forgot_is_told_by_its_supervisor_and_kept(
     what: str, tmp_path: Any, server: Server
 ) -> None:
-    shell = Shell(tmp_path, server.url)
-    shell.write("proj.py", (tmp_path / "proj.py").read_text() + LONE)
-    shell.environment |= {"TASKQ_QUEUES": f"mail:{COUNT}", "TASKQ_LEASE": "3"}
     queue = Queue("mail", partitions=COUNT)
-    try:
+    with Shell(tmp_path, server.url) as shell:
+        shell.write("proj.py", (tmp_path / "proj.py").read_text() + LONE)
+        shell.environment |= {"TASKQ_QUEUES": f"mail:{COUNT}", "TASKQ_LEASE": "3"}
         worker = shell.worker("proj", "-p", "1", "-t", "2", "-Q", "mail")
         with TaskQ(shell.name, url=server.url, secret=SECRET, queues=[queue]) as app:
             held = app.send_task("proj.hold", (str(tmp_path),), queue="mail")
@@ -314,5 +310,3 @@ def test_a_child_that_redis_forgot_is_told_by_its_supervisor_and_kept(
             if what != "*":
                 assert held.get(timeout=20) == [1, 1]
             assert worker.stop() == 0
-    finally:
-        shell.close()
