@@ -27,7 +27,6 @@ from redis.exceptions import (
 from tenacity import retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from taskq.broker.guides import distrusts, told
-from taskq.broker.sockets import SOCKET_TIMEOUT
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 
 CLIENT_ERRORS = (RedisError, OSError)
@@ -62,7 +61,7 @@ def classed(error: Exception) -> Exception:
 def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:
     """Return what a client error means to us; `sent`: the request may have arrived."""
     if isinstance(error.__context__, BlockingIOError):  # see `sockets.py`
-        error = redis.TimeoutError(f"no answer in {SOCKET_TIMEOUT:g} s")
+        error = redis.TimeoutError("no answer in time")
     words = f"{place}: {type(error).__name__}: {error}"
     if isinstance(error, OutOfMemoryError) or _FULL.search(str(error)):
         return BrokerFull(f"{place}: Redis is at its maxmemory: {error}")

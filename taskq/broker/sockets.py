@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import Any
 
-# How long one call of a socket may take.
+# How long one call of a socket may take, unless the URL says otherwise.
 SOCKET_TIMEOUT = 5.0
 
 
@@ -17,9 +17,10 @@ def leave_limit_to_system(connection: Any) -> None:
     That doubles the calls of the system, each of which also lets go of Python's lock.
     """
     sock = getattr(connection, "_sock", None)
-    if type(sock) is socket.socket:  # TLS reads and writes as it likes
-        # A `struct timeval`; zeros would be no limit.
-        limit = struct.pack("ll", *divmod(round(SOCKET_TIMEOUT * 1_000_000), 1_000_000))
+    # TLS reads and writes as it likes; and zeros would be no limit.
+    if type(sock) is socket.socket and (seconds := sock.gettimeout()):
+        # A `struct timeval`.
+        limit = struct.pack("ll", *divmod(max(1, round(seconds * 1_000_000)), 1_000_000))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         sock.settimeout(None)
