@@ -65,7 +65,7 @@ STAGES = (
         "pack",
         [
             "taskq.broker.commands:exchange",
-            "taskq.broker.sync:pack",
+            "taskq.broker.line:pack",
         ],
         "arguments of the script, as bytes",
     ),

@@ -154,7 +154,7 @@ class AsyncBroker:
         """
         began = clock.monotonic()
         ask = _runner(command, began + min(within, self._deadline))
-        lend = self._lasting_line if command.replicas else self._line
+        lend = self._lender(command)
         try:
             async with lend() as line:
                 return await ask(line)
@@ -189,8 +189,7 @@ class AsyncBroker:
                     command = sent.popleft()
                     began = clock.monotonic()
                     ask = _runner(command, began + self._deadline)
-                    lend = self._lasting_line if command.replicas else self._line
-                    yield await self._again(began, error, ask, lend=lend)
+                    yield await self._again(began, error, ask, lend=self._lender(command))
             else:
                 if not sent:
                     return
@@ -209,6 +208,9 @@ class AsyncBroker:
         """Close the idle connections; the next call opens a new one."""
         while self._idle:
             await self._idle.pop().close()
+
+    def _lender(self, command: Command[Any]) -> _Lend:
+        return self._lasting_line if command.replicas else self._line
 
     async def _again(
         self,

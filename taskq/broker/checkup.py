@@ -17,7 +17,7 @@ from taskq.broker.access import Access
 from taskq.broker.connection import Endpoint
 from taskq.broker.guides import Misplaced
 from taskq.broker.layout import Finding, Level
-from taskq.broker.sync import Line
+from taskq.broker.line import Line
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 

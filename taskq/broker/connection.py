@@ -75,7 +75,7 @@ class Endpoint:
             Switches(
                 guide,
                 lambda address: _make(self._pools[0], _at(address) | guide.options),
-                lambda question: self._ask(guide, question),
+                lambda: self._find(guide),
             )
             if isinstance(guide, Sentinels)
             else None
@@ -108,13 +108,7 @@ class Endpoint:
         """
         if self._guide is None:
             return self._opened(self._pools[0], {}, timeout)
-        search, reply = self._guide.search(self._slot), None
-        while True:
-            try:
-                question = search.send(reply)
-            except StopIteration as found:
-                return self._enter(found.value, timeout)
-            reply = self._ask(self._guide, question)
+        return self._enter(self._find(self._guide), timeout)
 
     async def aopen(self) -> Any:
         """Return a new asyncio connection, open; raises as `open` does."""
@@ -212,6 +206,17 @@ class Endpoint:
             self._switches.watch(connection, address)
         version = hello.get(b"version", b"").split(b".")[0]
         self.sharded = self.clustered and version.isdigit() and int(version) >= _SHARDED_SINCE
+
+    def _find(self, guide: Guide) -> Address:
+        """Return who takes the writes, as those say who are asked."""
+        search, reply = guide.search(self._slot), None
+        while True:
+            try:
+                question = search.send(reply)
+            except StopIteration as found:
+                address: Address = found.value
+                return address
+            reply = self._ask(guide, question)
 
     def _ask(self, guide: Guide, question: Question) -> Any:
         """Return what one server answers, or the error."""

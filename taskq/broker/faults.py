@@ -26,7 +26,6 @@ from redis.exceptions import (
 )
 from tenacity import retry_if_exception_type, stop_before_delay, wait_random_exponential
 
-from taskq.broker.guides import distrusts, told
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 
 CLIENT_ERRORS = (RedisError, OSError)
@@ -56,6 +55,23 @@ def classed(error: Exception) -> Exception:
     word, _, rest = str(error).partition(" ")
     kind = _OF_NODES.get(word) if type(error) is ResponseError else None
     return error if kind is None else kind(rest)
+
+
+def told(error: Exception) -> str:
+    """Return an error's words; those of a refused login are not ours to show."""
+    if isinstance(error, (AuthenticationError, AuthorizationError)):
+        return "refused user or password"
+    words = f"{type(error).__name__}: {error}"
+    if "mismatch" in words and distrusts(error):
+        return f"{words}; its certificate must name the host as it is addressed"
+    if distrusts(error):
+        return f"{words}; name its CA in the URL, as ?ssl_ca_certs=/path/to/ca.pem"
+    return words
+
+
+def distrusts(error: Exception) -> bool:
+    """Whether the other side showed a certificate that is not to be trusted."""
+    return "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:

@@ -20,6 +20,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from taskq.broker.faults import distrusts, told
 from taskq.errors import BrokerError, BrokerUnavailable
 
 # Host and port.
@@ -258,23 +259,6 @@ def pairs(reply: Sequence[Any]) -> dict[bytes, Any]:
 def spelt(address: Address) -> str:
     """Return host and port as people write them."""
     return f"{address[0]}:{address[1]}"
-
-
-def told(error: Exception) -> str:
-    """Return an error's words; those of a refused login are not ours to show."""
-    if isinstance(error, (AuthenticationError, AuthorizationError)):
-        return "refused user or password"
-    words = f"{type(error).__name__}: {error}"
-    if "mismatch" in words and distrusts(error):
-        return f"{words}; its certificate must name the host as it is addressed"
-    if distrusts(error):
-        return f"{words}; name its CA in the URL, as ?ssl_ca_certs=/path/to/ca.pem"
-    return words
-
-
-def distrusts(error: Exception) -> bool:
-    """Whether the other side showed a certificate that is not to be trusted."""
-    return "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 def _refuses(error: Exception) -> bool:

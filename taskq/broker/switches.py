@@ -18,7 +18,7 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from taskq.broker.guides import Address, Question, Sentinels
+from taskq.broker.guides import Address, Sentinels
 from taskq.errors import BrokerError
 from taskq.model import clock
 
@@ -41,9 +41,9 @@ class Switches:
         self,
         guide: Sentinels,
         connect: Callable[[Address], Any],
-        ask: Callable[[Question], Any],
+        find: Callable[[], Address],
     ) -> None:
-        self._guide, self._connect, self._ask = guide, connect, ask
+        self._guide, self._connect, self._find = guide, connect, find
         self._told = False
         self._reset()
 
@@ -108,14 +108,8 @@ class Switches:
 
     def _look(self) -> None:
         """Ask who the master is: it may have become another before anybody listened."""
-        search, reply = self._guide.search(0), None
         with contextlib.suppress(BrokerError):
-            while True:
-                try:
-                    question = search.send(reply)
-                except StopIteration as found:
-                    return self._leave(found.value)
-                reply = self._ask(question)
+            self._leave(self._find())
 
     def _heed(self, words: list[str]) -> None:
         """Leave a master: the words are the service, its host and port, those of the new one."""

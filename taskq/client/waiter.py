@@ -21,8 +21,8 @@ from typing import Any
 
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS
+from taskq.broker.line import pack
 from taskq.broker.sockets import SOCKET_TIMEOUT, can_read
-from taskq.broker.sync import pack
 from taskq.errors import BrokerUnavailable
 from taskq.model import clock
 

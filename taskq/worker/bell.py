@@ -17,7 +17,7 @@ from taskq.broker import commands, keys
 from taskq.broker.cluster import Lines, NodeLine
 from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
-from taskq.broker.sync import Line
+from taskq.broker.line import Line
 from taskq.errors import BrokerError
 from taskq.model import clock
 

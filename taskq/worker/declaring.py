@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from taskq.broker import keys, timetable
-from taskq.broker.sync import Line
+from taskq.broker.line import Line
 from taskq.broker.timetable import Entry
 from taskq.model import schedule
 from taskq.model.schedule import Definition

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from taskq.broker import keys
 from taskq.broker.connection import Endpoint
-from taskq.broker.sync import Line
+from taskq.broker.line import Line
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 

@@ -15,7 +15,7 @@ from taskq.broker import commands, keys
 from taskq.broker.access import Access
 from taskq.broker.cluster import Lines
 from taskq.broker.commands import Exchanged, Finish, Order, Room
-from taskq.broker.sync import Line
+from taskq.broker.line import Line
 from taskq.errors import BrokerError
 from taskq.model import clock
 from taskq.worker.board import Board

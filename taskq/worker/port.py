@@ -17,7 +17,7 @@ from typing import TypeAlias, cast
 
 from taskq.broker import commands, keys
 from taskq.broker.commands import DEFAULT_KEPT, Command, Exchanged, Finish, Kept, Room
-from taskq.broker.sync import Line
+from taskq.broker.line import Line
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from taskq.broker import keys, timetable
 from taskq.broker.cluster import Lines
 from taskq.broker.connection import Endpoint
-from taskq.broker.sync import Line
+from taskq.broker.line import Line
 from taskq.broker.timetable import Agenda, Entry
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, ConfigError
 from taskq.model import clock

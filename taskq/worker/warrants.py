@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from taskq.broker import commands, keys
 from taskq.broker.commands import Order
-from taskq.broker.sync import Line
+from taskq.broker.line import Line
 from taskq.model import clock, control
 from taskq.model.signing import BadSignature, Domain, Keyring, Seal, UnknownKey
 

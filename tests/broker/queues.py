@@ -12,9 +12,9 @@ import pytest
 from taskq.broker import commands, keys, queries, records
 from taskq.broker.commands import Blame, Command, Exchanged, Finish, Order, Outgoing, Renewed, Room
 from taskq.broker.connection import Endpoint
+from taskq.broker.line import Line
 from taskq.broker.queries import Letter
 from taskq.broker.records import Record
-from taskq.broker.sync import Line
 from taskq.errors import BrokerError
 from taskq.model import clock, control, message
 from taskq.model.message import Envelope, Message

@@ -21,7 +21,8 @@ import pytest
 from taskq.broker import commands, connection, keys, queries
 from taskq.broker.aio import AsyncBroker
 from taskq.broker.connection import Endpoint
-from taskq.broker.sync import MOST_LINES, AllInUse, Broker, Line
+from taskq.broker.line import Line
+from taskq.broker.sync import MOST_LINES, AllInUse, Broker
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 from taskq.model import clock
 from taskq.model.states import State

@@ -102,7 +102,7 @@ class _Seam:
 
     def wrap(self) -> None:
         from taskq.broker import scripts
-        from taskq.broker.sync import Line
+        from taskq.broker.line import Line
 
         names = {scripts.load(name).sha: name for name in scripts.names()}
         texts = {scripts.load(name).text: name for name in scripts.names()}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from taskq.broker.connection import Endpoint
-from taskq.broker.sync import Line
+from taskq.broker.line import Line
 from taskq.errors import Interrupted
 from tests.failure.proxy import Act, Proxy, Request
 from tests.servers import Server

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from taskq import TaskQ
-from taskq.broker.sync import Line
+from taskq.broker.line import Line
 from taskq.worker.declaring import Declared
 from taskq.worker.timekeeper import Timekeeper
 from tests.eventually import let_pass, until

@@ -1,0 +1,163 @@
+"""One connection to Redis, and what is said on it, blocking."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import hiredis
+from redis.exceptions import NoScriptError, ResponseError
+
+from taskq.broker import replication
+from taskq.broker.commands import Command
+from taskq.broker.connection import Endpoint
+from taskq.broker.faults import CLIENT_ERRORS, ScriptMissing
+from taskq.broker.sockets import SOCKET_TIMEOUT, can_read
+from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
+from taskq.model import clock
+
+T = TypeVar("T")
+# Any number of bytes, str and int; its stub knows of one.
+pack = cast("Callable[[tuple[Any, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
+
+
+class Line:
+    """One connection, used by one thread at a time. Nothing is repeated here."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._connection: Any = None
+        # A monotonic instant after which no reply is waited for.
+        self.until = math.inf
+
+    def call(self, *arguments: Any) -> Any:
+        """Send one command and return the reply.
+
+        Raises:
+            Interrupted: the connection broke after the command was sent.
+            BrokerUnavailable: it broke before, or Redis cannot serve at the moment.
+            BrokerError: Redis refuses the command.
+
+        """
+        self.send(*arguments)
+        return self.receive()
+
+    def send(self, *arguments: Any) -> None:
+        """Send one command, the reply to which must be received before the next."""
+        connection = self._connection
+        if connection is None:
+            connection = self._connect()
+        try:
+            # redis-py looks at each argument first, for kinds that we do not send.
+            connection.send_packed_command((pack(arguments),), check_health=False)
+        except CLIENT_ERRORS as error:
+            self.close()
+            raise self.endpoint.translate(error, sent=True) from error
+
+    def receive(self) -> Any:
+        """Return the next reply."""
+        if self._connection is None:
+            msg = f"{self.endpoint.place}: the connection broke before the reply"
+            raise Interrupted(msg)
+        try:
+            if self.until != math.inf:
+                self._wait()
+            return self._connection.read_response()
+        except ResponseError as error:
+            raise self._refused(error) from error
+        except CLIENT_ERRORS as error:
+            self.close()
+            raise self.endpoint.translate(error, sent=True) from error
+        except BaseException:
+            # Interrupted before its reply: the next caller would read that one.
+            self.close()
+            raise
+
+    def hears(self, seconds: float) -> bool:
+        """Return whether something comes within so many seconds; it is left to be received.
+
+        Raises:
+            BrokerUnavailable: the connection is broken.
+
+        """
+        connection = self._connection
+        if connection is None:
+            connection = self._connect()
+        try:
+            return can_read(connection, seconds)
+        except CLIENT_ERRORS as error:
+            self.close()
+            raise self.endpoint.translate(error, sent=False) from error
+
+    def run(self, command: Command[T]) -> T:
+        """Run a script call, loading the script where Redis does not have it."""
+        self.begin(command)
+        return self.finish(command)
+
+    def replicate(self, command: Command[Any], verdicts: str, until: float) -> None:
+        """Wait for the replicas that a call asks for, which this line has just carried."""
+        steps, reply = replication.steps(self.endpoint.place, command, verdicts, until), None
+        try:
+            while True:
+                reply = self.call(*steps.send(reply))
+        except StopIteration:
+            return
+        except replication.Unreplicated:
+            raise
+        except BrokerError as error:
+            raise replication.troubled(error, verdicts) from error
+
+    def begin(self, command: Command[T]) -> None:
+        """Send a script call, the reply to which must be read by `end` or `finish`."""
+        self.send("EVALSHA", command.script.sha, 1, command.base, *command.arguments)
+
+    def end(self, command: Command[T]) -> T:
+        """Return what the first call begun and not ended was answered."""
+        return command.read(self.receive())
+
+    def finish(self, command: Command[T]) -> T:
+        """Return what the only call begun was answered, loading the script if need be."""
+        try:
+            return self.end(command)
+        except ScriptMissing:
+            return self.load(command)
+
+    def load(self, command: Command[T]) -> T:
+        """Run a script call by the script's text, which Redis keeps from then on."""
+        text = command.script.text
+        return command.read(self.call("EVAL", text, 1, command.base, *command.arguments))
+
+    def connect(self) -> None:
+        """Connect, if that is not so already."""
+        if self._connection is None:
+            self._connect()
+
+    def close(self) -> None:
+        """Drop the connection; the next call opens a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*CLIENT_ERRORS):  # it is broken, or soon gone
+                connection.disconnect()
+
+    def _connect(self) -> Any:
+        self._connection = self.endpoint.open()
+        return self._connection
+
+    def _wait(self) -> None:
+        """Return when a reply begins; raise `Interrupted` if none does in time."""
+        left = self.until - clock.monotonic()
+        if left > SOCKET_TIMEOUT:
+            return  # the socket's own limit comes first
+        if not can_read(self._connection, max(0.0, left)):
+            msg = f"{self.endpoint.place}: no answer in time"
+            raise Interrupted(msg)
+
+    def _refused(self, error: ResponseError) -> BrokerError:
+        if isinstance(error, NoScriptError):
+            return ScriptMissing(str(error))
+        known = self.endpoint.translate(error, sent=True)
+        if isinstance(known, BrokerUnavailable):
+            self.close()  # a demoted or a loading server: look for another one
+        return known
