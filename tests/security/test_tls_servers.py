@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,17 @@ FLEETS: dict[str, Callable[..., Any]] = {
 
 @pytest.fixture(scope="module")
 def tls_binary() -> Path:
+    if NAMED:
+        assert speaks_tls(Path(NAMED)), f"{NAMED} speaks no TLS"
+        return Path(NAMED)
     for binary in BINARIES:
         if speaks_tls(binary):
             return binary
-    pytest.skip("no server here was built with TLS; TASKQ_TEST_REDIS_SERVER names one")
+    pytest.skip("no server here was built with TLS; TASKQ_TEST_TLS_SERVER names one")
 
 
 # Looked up before a test's environment is cleaned: a variable may name one.
+NAMED = os.environ.get("TASKQ_TEST_TLS_SERVER")
 BINARIES = list(find_binaries().values())
 
 
