@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tests.cli.conftest import Running
@@ -194,9 +194,12 @@ class Storm:
     # What happens to the network.
 
     def kill_connections(self) -> None:
+        """Cut the lines of clients; sentinels that lose theirs may depose a master that lives."""
         with self._scene.client() as client:
             for kind in ("normal", "pubsub"):
-                client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+                for one in client.client_list(_type=kind):
+                    if not one["name"].startswith("sentinel-"):
+                        client.client_kill_filter(_id=one["id"], skipme=True)
 
     def reset_lines(self) -> None:
         self._proxy().reset()
@@ -289,6 +292,21 @@ def _exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def drawn(
+    seed: int, weights: dict[str, int], on: Callable[[], bool], kill_seconds: float
+) -> Iterator[str]:
+    """Draw faults while `on()`, and a master's death as often as so many seconds go by."""
+    chance = random.Random(seed)
+    # The first comes sooner, so that a load of a minute meets three.
+    next_kill = time.monotonic() + kill_seconds / 2
+    while on():
+        if time.monotonic() > next_kill:
+            next_kill += kill_seconds
+            yield "kill_master"
+        else:
+            yield from chance.choices(list(weights), list(weights.values()))
 
 
 def shuffled(seed: int, counts: dict[str, int]) -> list[str]:
