@@ -19,6 +19,7 @@ from benchmarks.case import Bar, Case, Line
 
 PROTOTYPE = "the prototype"
 LEFT = "two processes: processors left"
+IDLE = "on 3 nodes: processors idle"
 IDLE_BARS = (Bar(most=1, of="value"), Bar(most=0.3, of="value"), Bar(most=50, of="value"))
 
 
@@ -99,6 +100,16 @@ DRAINS = (
         wide.over_three_nodes,
         wide.on_one_server,
         "one server",
+        extra=True,
+    ),
+    Case(
+        [
+            Line("on 3 nodes, two processes", "tasks/s", Bar(least=1.5, room=IDLE)),
+            Line(IDLE, "%"),
+        ],
+        wide.two_processes,
+        wide.one_process,
+        "one process",
         extra=True,
     ),
     Case([Line("produce, run and gather", "tasks/s")], drains.together),

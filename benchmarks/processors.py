@@ -31,6 +31,32 @@ def seconds(pids: Iterable[int]) -> float:
     return sum(int(one.read_text().split()[0]) for one in threads) / 1e9
 
 
+class Idle:
+    """What nobody used of the processors that this process may run on, since this was made."""
+
+    def __init__(self) -> None:
+        self._idle, self._whole = _ticks()
+
+    def percent(self) -> float:
+        """Return its share; NaN where nobody tells, or too little time went by."""
+        idle, whole = _ticks()
+        return (
+            100 * (idle - self._idle) / (whole - self._whole) if whole > self._whole else math.nan
+        )
+
+
+def _ticks() -> tuple[int, int]:
+    """Return how many ticks these processors were idle, and all ticks; 0 where nobody tells."""
+    if sys.platform != "linux":
+        return 0, 0
+    names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    rows = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    # user, nice, system, idle, waiting for disks, interrupts (hard, soft), taken by other
+    # machines; guests are in the first two.
+    ticks = [[int(one) for one in row[1:9]] for row in rows if row[0] in names]
+    return sum(sum(each[3:5]) for each in ticks), sum(map(sum, ticks))
+
+
 class Left:
     """What a run has left of all processors since this was made.
 

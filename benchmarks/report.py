@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from benchmarks.case import Case, Line
+from benchmarks.case import ROOM, Case, Line
 
 CAPTION = (
     "medians of the rounds; a ratio is taskq's figure by the other one, taken inside each "
@@ -43,8 +43,7 @@ class Row:
         """The median that the bar is about; NaN where there is none."""
         bar = self.line.bar
         figures = self.ours if bar is not None and bar.of == "value" else self.ratios
-        finite = [one for one in figures if math.isfinite(one)]
-        return statistics.median(finite) if finite else math.nan
+        return _finite_median(figures)
 
     def as_dict(self) -> dict[str, object]:
         """Return everything measured, for a file."""
@@ -65,7 +64,7 @@ def rows_of(case: Case) -> list[Row]:
 
 
 def verdicts(rows: Sequence[Row]) -> dict[str, str]:
-    """Return 'met', 'missed' or 'not measured' for each line that has a bar."""
+    """Return 'met', 'missed', 'no processor left' or 'not measured' for lines that have a bar."""
     named = {row.line.name: row for row in rows}
     return {name: _verdict(row, named) for name, row in named.items() if row.line.bar}
 
@@ -74,6 +73,10 @@ def _verdict(row: Row, named: dict[str, Row]) -> str:
     bar = row.line.bar
     if bar is None or math.isnan(row.judged):
         return "not measured"
+    if bar.room:
+        idle = _finite_median(named[bar.room].bare)
+        if not idle >= ROOM:
+            return "not measured" if math.isnan(idle) else f"no processor left: {idle:.0f} % idle"
     if bar.met(row.judged):
         return "met"
     other = named.get(bar.unless)
@@ -123,14 +126,20 @@ def tally(rows: Sequence[Row]) -> str:
     """Return how many bars were met, in words."""
     told = list(verdicts(rows).values())
     met = sum(one.startswith("met") for one in told)
-    unknown = told.count("not measured")
     text = f"{met} of {len(told)} bars met"
-    return text + (f", {unknown} not measured" if unknown else "")
+    for word in ("not measured", "no processor left"):
+        count = sum(one.startswith(word) for one in told)
+        text += f", {count} {word}" if count else ""
+    return text
+
+
+def _finite_median(values: Sequence[float]) -> float:
+    finite = [one for one in values if math.isfinite(one)]
+    return statistics.median(finite) if finite else math.nan
 
 
 def _median(values: Sequence[float]) -> str:
-    finite = [one for one in values if math.isfinite(one)]
-    if not finite:
+    value = _finite_median(values)
+    if math.isnan(value):
         return "?"
-    value = statistics.median(finite)
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

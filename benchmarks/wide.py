@@ -9,6 +9,9 @@ from typing import Any
 
 from benchmarks import servers, trips, workers
 from benchmarks.case import Bench
+from benchmarks.peers import work
+from benchmarks.peers.probe import Reader
+from benchmarks.processors import Idle
 from benchmarks.tasks import RUN
 from benchmarks.workers import Failed
 from taskq import Queue, TaskQ, gather
@@ -18,7 +21,7 @@ PARTITIONS = 8
 MESSAGES = 30_000
 # How often it is looked how much is left: eight commands each time.
 LOOK_SECONDS = 0.02
-NAME = "add"
+NAME, NOTED = "add", "noted"
 
 # Which of them a worker serves, its variables say.
 app = TaskQ(f"benchmarks-{RUN}-wide", queues=[Queue("default", int(os.environ.get("WIDE", "1")))])
@@ -27,6 +30,10 @@ app = TaskQ(f"benchmarks-{RUN}-wide", queues=[Queue("default", int(os.environ.ge
 @app.task(name=NAME)
 def add(x: int, y: int) -> int:
     return x + y
+
+
+# Notes the instant at which it ran.
+noted = app.task(name=NOTED)(work.add)
 
 
 def over_three_nodes(bench: Bench) -> Sequence[float]:
@@ -41,6 +48,15 @@ def on_one_server(bench: Bench) -> Sequence[float]:
         return (_drain(bench, bench.url, 1),)
     finally:
         servers.remove(bench.url, keys.base(app.name, "default"))
+
+
+def two_processes(bench: Bench) -> Sequence[float]:
+    """Return the rate on three masters while both are at work, and what was idle, in percent."""
+    return _by_processes(bench, 2)
+
+
+def one_process(bench: Bench) -> Sequence[float]:
+    return _by_processes(bench, 1)
 
 
 def trip_on_three_nodes(bench: Bench) -> Sequence[float]:
@@ -86,7 +102,30 @@ def _drain(bench: Bench, url: str, partitions: int) -> float:
         with workers.taskq_worker(8, 1, variables, "benchmarks.wide") as process:
             rate = workers.rate_of_drain(left, n, process)
             values = gather(results, timeout=120)
+    _check(values, n)
+    return rate
+
+
+def _by_processes(bench: Bench, count: int) -> tuple[float, float]:
+    n, queue = bench.count(MESSAGES) * count, Queue("default", partitions=PARTITIONS)
+    with (
+        servers.own_cluster() as url,
+        TaskQ(app.name, url=url, queues=[queue]) as producer,
+        Reader(n) as probe,
+    ):
+        call: Any = producer.task(name=NOTED)(noted.fn)
+        results = call.starmap((number, 1) for number in range(n))
+        variables = {"TASKQ_URL": url, "WIDE": str(PARTITIONS)} | probe.variables()
+        with workers.taskq_worker(8, count, variables, "benchmarks.wide") as process:
+            workers.wait_for(lambda: probe.count() == n or probe.at_work() == count, process)
+            idle = Idle()
+            workers.wait_for(lambda: probe.count() == n, process)
+            percent = idle.percent()
+            _check(gather(results, timeout=120), n)
+        return probe.rate(count), percent
+
+
+def _check(values: Sequence[object], n: int) -> None:
     if values != list(range(1, n + 1)):
         msg = f"{len(values)} results of {n} came, or not those that the tasks returned"
         raise Failed(msg)
-    return rate

@@ -168,6 +168,19 @@ def test_a_bar_may_be_on_the_figure_itself_and_made_up_for_by_another() -> None:
     assert report.verdicts([rate, share]) == {"two": "missed", "idle": "missed"}
 
 
+def test_two_processes_are_judged_only_where_one_left_a_processor() -> None:
+    rate = Row(Line("two", "tasks/s", Bar(least=1.5, room="idle")), "one", [140], [100])
+    idle = Row(Line("idle", "%"), "one", [3.0], [11.0])
+    assert report.verdicts([rate, idle]) == {"two": "no processor left: 11 % idle"}
+    assert report.tally([rate, idle]) == "0 of 1 bars met, 1 no processor left"
+    idle.bare = [25.0]
+    assert report.verdicts([rate, idle]) == {"two": "missed"}
+    rate.ours = [150]
+    assert report.verdicts([rate, idle]) == {"two": "met"}
+    idle.bare = [math.nan]
+    assert report.verdicts([rate, idle]) == {"two": "not measured"}
+
+
 def test_what_could_not_be_measured_is_not_met() -> None:
     row = Row(Line("drain", "tasks/s", Bar(most=2)), "it", [math.nan], [1.0])
     assert report.verdicts([row]) == {"drain": "not measured"}
@@ -194,6 +207,19 @@ def test_what_is_left_of_the_processors_is_what_the_run_did_not_use() -> None:
     assert left.percent() > 100
     assert left.percent() < 0
     assert math.isnan(Left([], lambda: math.nan).percent())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there is it known what was idle")
+def test_what_was_idle_is_a_share_of_the_time_that_went_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    idle = processors.Idle()
+    assert 0 <= until(lambda: None if math.isnan(told := idle.percent()) else told + 1) <= 101
+    read = iter([(100, 400), (100, 400), (150, 600)])
+    monkeypatch.setattr(processors, "_ticks", lambda: next(read))
+    idle = processors.Idle()
+    assert math.isnan(idle.percent())
+    assert idle.percent() == 25
 
 
 def test_what_is_counted_is_what_clients_send(redis_url: str) -> None:
