@@ -93,7 +93,8 @@ class EnqueueUncertain(BrokerUnavailable):
     """The message may be accepted, and may not be, or not for good; the text says which.
 
     The connection broke after the request was sent; or fewer replicas have the message than
-    its `durability` asks for. Enqueueing again with `id` cannot run it twice.
+    its `durability` asks for. Enqueueing again with `id` cannot run it twice; where it was no
+    call that was enqueued, but a dead letter, or a message of a schedule, `id` is its address.
     """
 
     def __init__(self, message: str, id: str) -> None:

@@ -28,7 +28,7 @@ from taskq.client.spread import Spread
 from taskq.client.task import BoundTaskDecorator, Task, TaskDecorator, TaskOptions
 from taskq.client.waiter import Waiter
 from taskq.client.waiters import open_waiter
-from taskq.config import Config, Settings, check_name, nearest
+from taskq.config import Config, Settings, check_name, nearest, replicas
 from taskq.errors import ConfigError
 from taskq.model.message import WIRE_ID, id_of
 from taskq.model.queues import Queue
@@ -305,6 +305,12 @@ class TaskQ:
             seal = self.access.keyring.seal(domain, self.name, queue)
             self._seals[domain, queue] = seal
         return seal
+
+    def replicas(self, task: str) -> int:
+        """Return how many replicas must have a message of a task, where no call says."""
+        known = self.tasks.get(task)
+        asked = known.call_options.durability if known else None
+        return replicas(asked or self.config.durability)
 
     def wire_id(self, name: object) -> str:
         """Return the id in Redis of a message: 32 hex digits as they are, else a digest."""

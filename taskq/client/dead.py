@@ -17,6 +17,7 @@ import msgspec
 from taskq.broker import commands, keys, queries
 from taskq.broker.commands import Command
 from taskq.broker.queries import Letter
+from taskq.broker.replication import Unreplicated
 from taskq.client.result import Result
 from taskq.client.snapshot import words_of
 from taskq.config import check_name
@@ -124,13 +125,14 @@ class DeadLetters:
 
         Raises:
             DeadLetterError: there is no such letter, or it is not a message of ours.
-            EnqueueUncertain: the connection broke; if it was done, the error's id is the new one.
+            EnqueueUncertain: the connection broke, or too few replicas have it; if it was done,
+                the error's id is the new one, else the letter is there.
 
         """
         command, result = self._find(id).again()
         try:
             word = self._app.broker.run(command)
-        except Interrupted as error:
+        except (Interrupted, Unreplicated) as error:
             raise _uncertain(error, result) from error
         _check_sent(id, word)
         return result
@@ -140,7 +142,7 @@ class DeadLetters:
         command, result = (await self._afind(id)).again()
         try:
             word = await self._app.abroker().run(command)
-        except Interrupted as error:
+        except (Interrupted, Unreplicated) as error:
             raise _uncertain(error, result) from error
         _check_sent(id, word)
         return result
@@ -300,7 +302,7 @@ class _Opened:
         letter = self._letter
         command = commands.revive(
             keys.base(self._app.name, self._queue), letter.id, letter.died, letter.lane, raw
-        )
+        ).lasting(self._app.replicas(envelope.task))
         stored = not envelope.ignore_result
         handle: Result[Any] = Result(
             self._app, id, self._queue, wire_id=id, task=envelope.task, stored=stored
@@ -348,9 +350,14 @@ def _newest(letters: list[DeadLetter], limit: int) -> list[DeadLetter]:
     return sorted(letters, key=lambda one: one.died_at, reverse=True)[:limit]
 
 
-def _uncertain(error: Interrupted, result: Result[Any]) -> EnqueueUncertain:
-    msg = f"{error}; either the letter is still there, or it was sent again as {result.id}"
-    return EnqueueUncertain(msg, result.id)
+def _uncertain(error: Interrupted | Unreplicated, result: Result[Any]) -> EnqueueUncertain:
+    if isinstance(error, Unreplicated):
+        told = (
+            f"it was sent again as {result.id!r}: if that dies now, the letter may be back instead"
+        )
+    else:
+        told = f"either the letter is still there, or it was sent again as {result.id!r}"
+    return EnqueueUncertain(f"{error}; {told}", result.id)
 
 
 def _check_sent(id: str, word: str) -> None:

@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from taskq.broker import commands, keys, timetable
-from taskq.broker.commands import Command
+from taskq.broker.commands import Command, Outgoing
+from taskq.broker.replication import Unreplicated
 from taskq.broker.timetable import Entry
 from taskq.client import sending
 from taskq.client.outlook import Schedule, instant, proven, read, told
@@ -19,7 +20,13 @@ from taskq.client.periodic import Timing, When, check_schedule, define
 from taskq.client.result import Result
 from taskq.client.signature import Signature
 from taskq.config import nearest
-from taskq.errors import ConfigError, EnqueueUncertain, Interrupted, ScheduleError
+from taskq.errors import (
+    BrokerError,
+    ConfigError,
+    EnqueueUncertain,
+    Interrupted,
+    ScheduleError,
+)
 from taskq.model import clock
 from taskq.model.schedule import Definition
 from taskq.model.signing import Domain
@@ -157,12 +164,11 @@ class Planning:
                 self._app.name, entry.name, definition, at_ms, now_ms, seal, by_hand=True
             )
             base = keys.base(self._app.name, queue)
+            command = timetable.trigger(base, entry.name, progress.revision, at_ms, one)
             try:
-                word = yield timetable.trigger(base, entry.name, progress.revision, at_ms, one)
-            except Interrupted as error:
-                id = sending.handle(self._app, one, queue).id
-                msg = f"{error}; Redis may or may not have accepted {definition.task} {id}"
-                raise EnqueueUncertain(msg, id) from error
+                word = yield command.lasting(self._app.replicas(definition.task))
+            except (Interrupted, Unreplicated) as error:
+                raise _uncertain(error, sending.handle(self._app, one, queue)) from error
             if word != "stale":
                 return sending.handle(self._app, one, queue)
         raise _busy(name)
@@ -190,12 +196,26 @@ class Planning:
             timetable.cast(self._app.name, entry.name, definition, tick, now_ms, seal)
             for tick in ticks
         ]
+        return (yield from self._send(queue, outgoing, self._app.replicas(definition.task)))
+
+    def _send(self, queue: str, outgoing: Sequence[Outgoing], replicas: int) -> Steps[_Results]:
+        sent: _Results = []
         for page, command in commands.send(keys.base(self._app.name, queue), outgoing):
-            verdicts = yield command
+            try:
+                verdicts = yield command.lasting(replicas)
+            except (Interrupted, Unreplicated) as error:
+                first = sending.handle(self._app, page[0], queue)
+                uncertain = _uncertain(error, first, "; to backfill the span again is safe")
+                uncertain.sent = sent
+                raise uncertain from error
+            except BrokerError as error:
+                error.sent = sent
+                raise
             for one, verdict in zip(page, verdicts, strict=True):
                 if verdict == sending.REFUSED:
                     raise sending.duplicate(one)
-        return [sending.handle(self._app, one, queue) for one in outgoing]
+            sent += [sending.handle(self._app, one, queue) for one in page]
+        return sent
 
     def next(self, name: str, n: object) -> Steps[_Instants]:
         if isinstance(n, bool) or not isinstance(n, int):
@@ -265,6 +285,16 @@ _Places: TypeAlias = list[tuple[str, tuple[int, Entry]]]
 def _free_instant(now_ms: int, last_ms: int) -> int:
     """Return the first instant from now on at which nothing was enqueued: an id follows from it."""
     return last_ms + 1 if 0 <= last_ms - now_ms < _CROWDED_MS else now_ms
+
+
+def _uncertain(
+    error: Interrupted | Unreplicated, result: Result[Any], remedy: str = ""
+) -> EnqueueUncertain:
+    if isinstance(error, Unreplicated):
+        told = f"if that dies now, {result.id!r} may be lost"
+    else:
+        told = f"Redis may or may not have accepted {result.id!r}"
+    return EnqueueUncertain(f"{error}; {told}{remedy}", result.id)
 
 
 def _unknown(name: str, known: Sequence[str] = ()) -> ScheduleError:

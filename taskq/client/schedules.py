@@ -93,6 +93,11 @@ class Schedules:
         """Enqueue its call at once, paused or not, whatever its overlap says.
 
         Calls within one millisecond are one.
+
+        Raises:
+            EnqueueUncertain: the connection broke, or too few replicas have it; the error's id
+                is that of the message, which may be there and may be lost.
+
         """
         return self._run(self._planning.run_now(name))
 
@@ -107,6 +112,8 @@ class Schedules:
 
         Raises:
             ValueError: naive datetimes, a span in the future, or more than 10,000 ticks.
+            EnqueueUncertain: half way, as of `run_now`; `error.sent` holds the results of what
+                was accepted before, and to backfill the span again is safe.
 
         """
         return self._run(self._planning.backfill(name, start, end))

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from taskq import BrokerUnavailable, ConfigError, DuplicateMessage, EnqueueUncertain, TaskQ
-from taskq.broker import keys
+from taskq import (
+    BrokerUnavailable,
+    ConfigError,
+    DeadLetterError,
+    DuplicateMessage,
+    EnqueueUncertain,
+    State,
+    TaskQ,
+)
+from taskq.broker import commands, keys
 from taskq.broker.sync import MOST_LASTING, MOST_LINES
 from taskq.model import clock
+from taskq.model.message import Envelope, Message, encode, new_id
+from taskq.model.signing import Domain
+from taskq.testing import running_worker
 from tests.eventually import let_pass, until
 from tests.features.conftest import SECRET, Awaited
 from tests.fleets import Cluster, Followed, SentinelSet, calls_of
@@ -49,6 +61,16 @@ class Place:
             else [one for one in self.fleet.servers if one is not self.master]
         )
         return others
+
+    def lack(self, ids: Iterable[str]) -> list[str]:
+        """Return those of some messages that a replica has not."""
+        lacking: list[str] = []
+        for replica in self.replicas:
+            with replica.client() as client:
+                if isinstance(self.fleet, Cluster):
+                    client.execute_command("READONLY")
+                lacking += [id for id in ids if not client.exists(f"{self.base}m:{id}")]
+        return lacking
 
     @contextlib.contextmanager
     def frozen(self, count: int | None = None) -> Iterator[None]:
@@ -96,6 +118,10 @@ def new_app(url: str, name: str, **settings: Any) -> TaskQ:
     @app.task(name="other")
     def other() -> None: ...
 
+    @app.task(name="fail")
+    def fail() -> None:
+        raise ValueError
+
     return app
 
 
@@ -141,11 +167,121 @@ def test_replicas_have_what_a_call_returned_for(fleet: Any, namespace: str) -> N
         place = Place(fleet, app)
         task = add(app, durability=f"replicas:{len(place.replicas)}")
         ids = [task.delay(1, 2).wire_id, *(one.wire_id for one in task.starmap([(1, 2)] * 3))]
-        for replica in place.replicas:
-            with replica.client() as client:
-                if isinstance(fleet, Cluster):
-                    client.execute_command("READONLY")
-                assert client.exists(*(f"{place.base}m:{id}" for id in ids)) == len(ids)
+        assert not place.lack(ids)
+
+
+Verbs = dict[str, Callable[[], Any]]
+
+
+def letters(app: TaskQ, count: int) -> list[str]:
+    """Let so many messages die; return where their letters are."""
+    with running_worker(app):
+        some = app.tasks["fail"].starmap([()] * count)
+        for one in some:
+            assert isinstance(one.exception(timeout=30), ValueError)
+    return [one.id for one in some]
+
+
+def verbs_beside(app: TaskQ, dead: Sequence[str], awaited: Awaited, **options: Any) -> Verbs:
+    """Return what else puts messages into a queue, each and its twin once."""
+    schedules, now = app.schedules, datetime.now(UTC)
+    schedules.add("daily", add(app, **options).s(1, 2), cron="0 3 * * *")
+    days = [now - timedelta(days=count) for count in (20, 10, 0)]
+    return {
+        "retry": lambda: app.dead.retry(dead[0]),
+        "aretry": lambda: awaited(app.dead.aretry(dead[1]), app),
+        "run_now": lambda: schedules.run_now("daily"),
+        "arun_now": lambda: awaited(schedules.arun_now("daily"), app),
+        "backfill": lambda: schedules.backfill("daily", *days[:2]),
+        "abackfill": lambda: awaited(schedules.abackfill("daily", *days[1:]), app),
+    }
+
+
+def test_replicas_have_what_letters_and_schedules_send(
+    fleet: Any, namespace: str, awaited: Awaited
+) -> None:
+    with new_app(fleet.url, namespace, enqueue_deadline=PATIENT) as app:
+        place, dead = Place(fleet, app), letters(app, 2)
+    asked = f"replicas:{len(place.replicas)}"
+    with new_app(fleet.url, namespace, enqueue_deadline=PATIENT, durability=asked) as app:
+        for verb in verbs_beside(app, dead, awaited).values():
+            done = verb()
+            results = done if isinstance(done, list) else [done]
+            assert not place.lack(one.wire_id for one in results)
+
+
+def test_letters_and_schedules_tell_that_too_few_replicas_have_what_they_send(
+    fleet: Any, namespace: str, awaited: Awaited
+) -> None:
+    with new_app(fleet.url, namespace, enqueue_deadline=PATIENT) as patient:
+        place, dead = Place(fleet, patient), letters(patient, 2)
+        with new_app(fleet.url, namespace, enqueue_deadline=2, durability="replicas:1") as app:
+            verbs = verbs_beside(app, dead, awaited)
+            with place.frozen():
+                for name, verb in verbs.items():
+                    error = uncertain(verb, "0 of 1")
+                    assert patient.result(error.id).status is State.QUEUED, name
+                    if "retry" not in name:
+                        continue
+                    # What was done on the master is found done, and is not done again.
+                    with pytest.raises(DeadLetterError):
+                        verb()
+                span = verbs["backfill"]
+                uncertain(span, "0 of 1")
+            assert [one.status for one in span()] == [State.QUEUED] * 10
+        assert place.queued() == 2 + 10 + 10
+
+
+def test_what_is_known_already_of_a_span_is_waited_for_as_well(
+    followed: Followed, namespace: str, awaited: Awaited
+) -> None:
+    with new_app(followed.url, namespace, enqueue_deadline=2, durability="replicas:1") as app:
+        place, schedules = Place(followed, app), app.schedules
+        schedules.add("often", add(app).s(1, 2), every=60)
+        end = datetime.now(UTC)
+        start = end - timedelta(minutes=1_500)
+        first = schedules.backfill("often", start, start + timedelta(minutes=1_000))
+        with place.frozen():
+            for fill in (
+                lambda: schedules.backfill("often", start, end),
+                lambda: awaited(schedules.abackfill("often", start, end), app),
+            ):
+                error = uncertain(fill, "0 of 1")
+                assert error.sent == []
+                assert error.id == first[0].id
+            assert place.queued() == 1_000
+        assert len(schedules.backfill("often", start, end)) == place.queued() == 1_500
+
+
+def test_what_a_task_asks_for_counts_for_its_letters_and_schedules(
+    redis_url: str, namespace: str
+) -> None:
+    with new_app(redis_url, namespace, enqueue_deadline=PATIENT, durability="replicas:1") as app:
+
+        @app.task(name="light", durability="replicas:0")
+        def light() -> None: ...
+
+        app.schedules.add("daily", light.s(), cron="0 3 * * *")
+        assert app.schedules.run_now("daily").status is State.QUEUED
+
+
+@pytest.mark.parametrize("kind", ["blocking", "awaited"])
+def test_what_did_nothing_is_not_waited_for(
+    redis_url: str, namespace: str, awaited: Awaited, kind: str
+) -> None:
+    with new_app(redis_url, namespace, enqueue_deadline=PATIENT) as app:
+        base = keys.base(app.name, "default")
+        seal = app.seal(Domain.MESSAGE, "default")
+        raw = encode(Message(new_id(0), 0, Envelope("add", 0, "json", b"[[],{}]")), seal)
+        one = commands.revive(base, b"0" * 32, b"1", "add", raw).lasting(1)
+        if kind == "blocking":
+            assert app.broker.run(one) == "no"
+        else:
+
+            async def run() -> str:
+                return await app.abroker().run(one)
+
+            assert awaited(run(), app) == "no"
 
 
 def test_many_at_once_stop_at_the_page_that_too_few_have(

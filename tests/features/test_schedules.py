@@ -13,7 +13,19 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from taskq import Cancelled, ConfigError, Context, Schedule, ScheduleError, State, TaskQ
+from taskq import (
+    BrokerError,
+    BrokerFull,
+    Cancelled,
+    ConfigError,
+    Context,
+    EnqueueUncertain,
+    Interrupted,
+    Schedule,
+    ScheduleError,
+    State,
+    TaskQ,
+)
 from taskq.broker import keys
 from taskq.model import clock
 from taskq.testing import running_worker
@@ -363,6 +375,34 @@ def test_backfill_fires_what_was_not_fired_and_nothing_twice(shop: Shop) -> None
         assert len(results) == 10
     assert sorted(shop.ticks("often")) == sorted({*shop.ticks("often")})
     assert len(shop.ticks("often")) == 10
+
+
+@pytest.mark.parametrize("kind", [Interrupted, BrokerFull])
+def test_a_span_that_is_filled_half_way_tells_what_was_accepted(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, kind: type[BrokerError]
+) -> None:
+    schedules, run = shop.app.schedules, shop.app.broker.run
+    schedules.add("often", shop.note.s(), every=60)
+    end = datetime.now(UTC)
+    span = (end - timedelta(minutes=1_500), end)
+    calls: list[Any] = []
+
+    def fail_at_second(command: Any) -> Any:
+        if command.script.name == "enqueue":
+            calls.append(command)
+            if len(calls) == 2:
+                raise kind
+        return run(command)
+
+    monkeypatch.setattr(shop.app.broker, "run", fail_at_second)
+    with pytest.raises(EnqueueUncertain if kind is Interrupted else kind) as raised:
+        schedules.backfill("often", *span)
+    every = schedules.backfill("often", *span)
+    assert len(every) == 1_500
+    assert raised.value.sent == every[:1_000]
+    if isinstance(raised.value, EnqueueUncertain):
+        assert raised.value.id == every[1_000].id
+        assert "to backfill the span again is safe" in str(raised.value)
 
 
 def test_every_method_has_an_awaited_twin(any_shop: Shop, awaited: Any) -> None:
