@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 MOST_LINES = 16
 MOST_LASTING = MOST_LINES // 2
+MOST_STREAMS = MOST_LINES // 4
 
 
 class AsyncLine:
@@ -146,6 +147,7 @@ class AsyncBroker:
         self._groups: dict[tuple[str, int], AsyncGroup] = {}
         self._places = asyncio.BoundedSemaphore(MOST_LINES)
         self._lasting_places = asyncio.BoundedSemaphore(MOST_LASTING)
+        self._stream_places = asyncio.BoundedSemaphore(MOST_STREAMS)
 
     async def run(self, command: Command[T], *, within: float = math.inf) -> T:
         """Run one script call; what broke on the way is tried again until the deadline.
@@ -177,7 +179,8 @@ class AsyncBroker:
         rest, sent = iter(calls), deque[Command[T]]()
         while True:
             try:
-                async with self._line() as line:
+                # What is sent alone finds another line; see `sync.MOST_STREAMS`.
+                async with self._stream_places, self._line() as line:
                     async for reply in _stream(line, rest, sent):
                         yield reply
             except ScriptMissing:

@@ -104,8 +104,7 @@ class _NodeBroker(Broker):
 
         `lasting`: it is to wait for replicas.
         """
-        lend = self._lasting_line if lasting else self._line
-        return held.enter_context(lend(latest=latest))
+        return held.enter_context(self._stream_line(latest, lasting=lasting))
 
     def take_off(self, command: Command[T], line: Line) -> _Flight[T]:
         """Send a script call, and return it while it is on its way."""
@@ -178,6 +177,11 @@ class _Flight(Generic[T]):
 class _AsyncNodeBroker(AsyncBroker):
     make_line = AsyncNodeLine
 
+    async def run_one_of_many(self, command: Command[T]) -> T:
+        """Run one script call of those that somebody sends; what is sent alone goes first."""
+        async with self._stream_places:
+            return await self.run(command)
+
 
 class ClusterBroker(Broker):
     """A broker for each queue, behind the face of one."""
@@ -247,7 +251,7 @@ class AsyncClusterBroker(AsyncBroker):
 
     def __init__(self, endpoint: Endpoint, deadline: float) -> None:
         super().__init__(endpoint, deadline)
-        self._brokers: dict[str, AsyncBroker] = {}
+        self._brokers: dict[str, _AsyncNodeBroker] = {}
 
     async def run(self, command: Command[T], *, within: float = float("inf")) -> T:
         """Run one script call; see `AsyncBroker.run`."""
@@ -278,7 +282,8 @@ class AsyncClusterBroker(AsyncBroker):
                     yield await land()
                 if errors:
                     break
-                flights[command.base] = asyncio.ensure_future(self.run(command))
+                one = self._of(command.base).run_one_of_many(command)
+                flights[command.base] = asyncio.ensure_future(one)
             while flights:
                 yield await land()
         finally:
@@ -297,7 +302,7 @@ class AsyncClusterBroker(AsyncBroker):
         for broker in list(self._brokers.values()):
             await broker.close()
 
-    def _of(self, base: str) -> AsyncBroker:
+    def _of(self, base: str) -> _AsyncNodeBroker:
         broker = self._brokers.get(base)
         if broker is None:
             broker = _AsyncNodeBroker(self.endpoint.at(base), self._deadline)

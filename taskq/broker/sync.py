@@ -31,6 +31,9 @@ _Tokens: TypeAlias = "queue.SimpleQueue[None]"
 MOST_LINES = 16
 # So many of them may wait for replicas at a time: who asks for none finds another one.
 MOST_LASTING = MOST_LINES // 2
+# So many may be kept from the first page to the last by who sends very many, and more would not be
+# faster: what is sent alone finds another one, beside these and those that wait.
+MOST_STREAMS = MOST_LINES // 4
 AT_ONCE = -math.inf
 _NO_PLACE = object()
 # How many replicas have it is told when time is up: so much longer that is waited for.
@@ -62,6 +65,7 @@ class Broker:
         self._idle: deque[Line] = deque()
         self._places = _tokens(MOST_LINES)
         self._lasting_places = _tokens(MOST_LASTING)
+        self._stream_places = _tokens(MOST_STREAMS)
 
     def run(self, command: Command[T], *, within: float = math.inf) -> T:
         """Run one script call; what broke on the way is tried again until the deadline.
@@ -101,7 +105,7 @@ class Broker:
         while True:
             try:
                 # Behind others that send many, for as long as those go on.
-                with self._line(latest=math.inf) as line:
+                with self._stream_line(math.inf) as line:
                     yield from _stream(line, rest, sent)
             except ScriptMissing:
                 while sent:
@@ -211,17 +215,31 @@ class Broker:
         self, until: float = math.inf, latest: float | None = None
     ) -> Generator[Line, None, None]:
         """Lend a line to who waits for replicas."""
-        place: list[None] = []
         if latest is None:
             latest = clock.monotonic() + self._deadline
+        # Before the line: whoever has one waits for nothing that others hold.
+        with self._place(self._lasting_places, until, latest), self._line(until, latest) as line:
+            yield line
+
+    @contextlib.contextmanager
+    def _stream_line(self, latest: float, *, lasting: bool = False) -> Generator[Line, None, None]:
+        """Lend a line to who sends many; `lasting`: and waits for replicas."""
+        lend = self._lasting_line if lasting else self._line
+        # As above.
+        with self._place(self._stream_places, math.inf, latest), lend(latest=latest) as line:
+            yield line
+
+    @contextlib.contextmanager
+    def _place(
+        self, places: _Tokens, until: float, latest: float | None
+    ) -> Generator[None, None, None]:
+        place: list[None] = []
         try:
-            # Before the line: whoever has one waits for nothing that others hold.
-            self._wait_for(self._lasting_places, place, until, latest)
-            with self._line(until, latest) as line:
-                yield line
+            self._wait_for(places, place, until, latest)
+            yield
         finally:
             if place:
-                self._lasting_places.put(None)
+                places.put(None)
 
     def _wait_for(
         self, places: _Tokens, place: list[None], until: float, latest: float | None
@@ -236,6 +254,8 @@ class Broker:
             what = f"all {MOST_LINES} connections are in use"
             if places is self._lasting_places:
                 what = f"all {MOST_LASTING} connections that may wait for replicas do so"
+            elif places is self._stream_places:
+                what = f"all {MOST_STREAMS} connections that may send many calls do so"
             msg = f"{self.endpoint.place}: {what}"
             raise AllInUse(msg) from None
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
 
-from taskq.broker import commands, keys
-from taskq.broker.cluster import ClusterBroker, Lines, base_of
+from taskq.broker import commands, keys, queries
+from taskq.broker.cluster import AsyncClusterBroker, ClusterBroker, Lines, base_of
 from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
 from taskq.broker.guides import Misplaced
-from taskq.broker.sync import MOST_LINES
+from taskq.broker.sync import MOST_LINES, MOST_STREAMS
 from taskq.errors import BrokerError, BrokerUnavailable, ConfigError
-from tests.broker.drivers import DRIVERS, Awaited, Blocking
+from tests.broker.drivers import DRIVERS, Awaited, Blocking, all_of
 from tests.broker.queues import ADD, Queue
 from tests.eventually import until
 from tests.fleets import Cluster
@@ -205,6 +207,53 @@ def test_threads_that_need_each_others_lines_do_not_wait_for_ever(
     assert found == [["o", "oo", "ooo"]] * 2
     broker.close()
     driver.close()
+
+
+def test_one_call_finds_a_line_however_many_threads_send_many(
+    cluster: Cluster, namespace: str
+) -> None:
+    driver = Blocking(cluster.url)
+    queue = Queue(driver, cluster.url, namespace)
+    broker = ClusterBroker(Endpoint(cluster.url), 20)
+    count, begun, go_on = MOST_LINES + 2, threading.Semaphore(0), threading.Event()
+
+    def calls() -> Iterator[Command[str]]:
+        yield commands.enqueue(queue.base, queue.messages(1))
+        begun.release()  # with a line in hand
+        go_on.wait(120)
+        yield commands.enqueue(queue.base, queue.messages(1))
+
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            batches = [pool.submit(list, broker.run_each(calls())) for _ in range(count)]
+            for _ in range(MOST_STREAMS):
+                assert begun.acquire(timeout=20)
+            assert broker.run(commands.enqueue(queue.base, queue.messages(1))) == "o"
+            assert not any(one.done() for one in batches)
+            assert not begun.acquire(blocking=False)
+        finally:
+            go_on.set()
+        assert [one.result(60) for one in batches] == [["o", "o"]] * count
+    broker.close()
+    driver.close()
+
+
+def test_nor_do_coroutines_that_send_many_take_all_lines(cluster: Cluster, namespace: str) -> None:
+    base = keys.base(namespace, "default")
+    survey = queries.survey(base, "default")
+
+    async def story() -> None:
+        broker = AsyncClusterBroker(Endpoint(cluster.url), 20)
+        batches = asyncio.gather(*(all_of(broker.run_each([survey] * 5)) for _ in range(40)))
+        fewest = MOST_LINES
+        while not batches.done():
+            await asyncio.sleep(0)
+            fewest = min(fewest, broker._of(base)._places._value)
+        assert [len(one) for one in batches.result()] == [5] * 40
+        assert fewest == MOST_LINES - MOST_STREAMS
+        await broker.close()
+
+    asyncio.run(story())
 
 
 def test_nodes_that_are_away_are_passed_over(cluster: Cluster, kind: Kind, namespace: str) -> None:
