@@ -69,7 +69,7 @@ def troubled(error: BrokerError, verdicts: str) -> BrokerError:
     """Return what an error means that came while replicas were waited for."""
     if isinstance(error, BrokerUnavailable) or "WAIT cannot be used with replica" in str(error):
         # It was written; whoever is the master now may know of it, or not.
-        return error if isinstance(error, Interrupted) else Interrupted(str(error))
+        return Interrupted(str(error))
     return _short(f"replicas cannot be waited for: {error}", verdicts)
 
 

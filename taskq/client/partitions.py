@@ -94,8 +94,9 @@ class Partitions:
             raw = broker.call("GET", keys.partitions(self._app.name, queue), within=within)
             if (known := read_count(raw)) < count:
                 known = broker.run(self._widen(queue), within=within)
-        except BrokerUnavailable as error:
-            raise _unsent(error) from error
+        except Interrupted as error:
+            # No message was sent yet: that is certain.
+            raise BrokerUnavailable(str(error)) from error
         if known > count and adopt:
             self._told[queue] = count = known
         self._note(queue, count, known)
@@ -109,8 +110,9 @@ class Partitions:
             known = read_count(await broker.call("GET", keys.partitions(self._app.name, queue)))
             if known < count:
                 known = await broker.run(self._widen(queue))
-        except BrokerUnavailable as error:
-            raise _unsent(error) from error
+        except Interrupted as error:
+            # No message was sent yet: that is certain.
+            raise BrokerUnavailable(str(error)) from error
         self._note(queue, count, known)
 
     def known(self, queue: str) -> tuple[str, ...]:
@@ -155,10 +157,3 @@ def _joined(declared: Iterable[Queue]) -> dict[str, int | None]:
             raise ConfigError(msg)
         found[one.name] = one.partitions or earlier
     return found
-
-
-def _unsent(error: BrokerUnavailable) -> BrokerUnavailable:
-    """Return an error that says no message was sent yet."""
-    if isinstance(error, Interrupted):
-        return BrokerUnavailable(str(error))
-    return error

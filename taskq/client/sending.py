@@ -84,7 +84,9 @@ def send_many(app: TaskQ, calls: Iterable[Signature[T]]) -> list[Result[T]]:
         for verdicts in app.broker.run_each(batch.commands()):
             batch.accept(verdicts)
     except BrokerError as error:
-        raise batch.torn(error) from error
+        told = batch.torn(error)
+        # No error is its own cause: whoever walks along those would never arrive.
+        raise told from error if told is not error else error.__cause__
     return batch.results()
 
 
@@ -97,7 +99,9 @@ async def asend_many(app: TaskQ, calls: Iterable[Signature[T]]) -> list[Result[T
         async for verdicts in app.abroker().run_each(batch.commands()):
             batch.accept(verdicts)
     except BrokerError as error:
-        raise batch.torn(error) from error
+        told = batch.torn(error)
+        # No error is its own cause: whoever walks along those would never arrive.
+        raise told from error if told is not error else error.__cause__
     return batch.results()
 
 

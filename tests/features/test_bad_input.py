@@ -119,7 +119,7 @@ def test_a_task_that_no_worker_knows_waits_for_one_that_does(
         assert result.get(timeout=5) == 1
 
 
-@pytest.mark.parametrize("how", ["delay", "adelay", "map", "get", "aget", "status"])
+@pytest.mark.parametrize("how", ["delay", "adelay", "map", "amap", "get", "aget", "status"])
 def test_no_server_is_told_in_time_with_its_place_and_no_password(how: str) -> None:
     app = TaskQ("nowhere", url=NOWHERE, secret="s" * 32, enqueue_deadline=0.3)
 
@@ -130,6 +130,7 @@ def test_no_server_is_told_in_time_with_its_place_and_no_password(how: str) -> N
         "delay": lambda: work.delay(1),
         "adelay": lambda: asyncio.run(work.adelay(1)),
         "map": lambda: work.map([1, 2]),
+        "amap": lambda: asyncio.run(work.amap([1, 2])),
         "get": lambda: app.result("0" * 32).get(timeout=1),
         "aget": lambda: asyncio.run(app.result("0" * 32).aget(timeout=1)),
         "status": lambda: app.result("0" * 32).status,
@@ -144,6 +145,8 @@ def test_no_server_is_told_in_time_with_its_place_and_no_password(how: str) -> N
         assert "onnect" in str(caught.value)
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
     assert how in ("get", "aget") or isinstance(caught.value, BrokerUnavailable)
+    # Whoever walks along the causes arrives.
+    assert caught.value.__cause__ is not caught.value
 
 
 def test_what_could_not_be_sent_can_be_sent_later(app: TaskQ, add: Any) -> None:

@@ -128,9 +128,10 @@ class TestChoice:
         assert seen == list(range(50))
 
     def test_an_id_says_its_partition_again_and_again(self, idle: Any) -> None:
-        named = [idle.square.options(id=f"order-{n}").delay(1) for n in range(20)]
+        # So many that one of the partitions is left out by chance once in a billion.
+        named = [idle.square.options(id=f"order-{n}").delay(1) for n in range(80)]
         assert len({partition_of(one.id) for one in named}) == COUNT
-        again = [idle.square.options(id=f"order-{n}").delay(1) for n in range(20)]
+        again = [idle.square.options(id=f"order-{n}").delay(1) for n in range(80)]
         assert [one.id for one in again] == [one.id for one in named]
 
     @pytest.mark.parametrize("options", [{}, {"partition_key": "k"}])
