@@ -243,16 +243,66 @@ def test_a_loop_that_a_task_keeps_to_itself_is_not_waited_for() -> None:
 
     async def run(one: Delivery, _slot: Any) -> Done:
         started.set()
-        gate.wait(10)  # blocks the loop, as careless tasks do
+        gate.wait(60)  # blocks the loop, as careless tasks do
         return done(one)
 
     pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None))
     pool.start()
     pool.put([delivery(1)])
-    assert started.wait(5)
+    assert started.wait(20)
     assert not pool.stop(0.05)
     gate.set()
-    assert pool.stop(5)
+    assert pool.stop(20)
+
+
+def test_a_loop_that_is_closed_already_can_be_stopped_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed, go_on = threading.Event(), threading.Event()
+
+    async def run(one: Delivery, _slot: Any) -> Done:
+        return done(one)
+
+    pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None))
+    close = pool.loop.close
+
+    def held() -> None:
+        close()
+        closed.set()
+        go_on.wait(60)
+
+    monkeypatch.setattr(pool.loop, "close", held)
+    pool.start()
+    assert not pool.stop(0.0)
+    assert closed.wait(20)
+    assert not pool.stop(0.0)  # its thread has not ended
+    go_on.set()
+    assert pool.stop(20)
+
+
+def test_to_stop_twice_does_not_tear_what_is_being_cancelled() -> None:
+    told: list[str] = []
+
+    async def run(one: Delivery, _slot: Any) -> Done:
+        told.append("started")
+        while len(told) < 4:  # it is cancelled twice by the first stop
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                told.append("cancelled")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        told.append("cleaned up")
+        return done(one)
+
+    pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None))
+    pool.start()
+    pool.put([delivery(1)])
+    until(lambda: told == ["started"])
+    assert not pool.stop(0.0)
+    until(lambda: told == ["started", "cancelled", "cancelled"])
+    assert pool.stop(20)
+    assert told == ["started", "cancelled", "cancelled", "cancelled", "cleaned up"]
 
 
 def test_a_defect_in_listening_does_not_make_a_pool_deaf(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -157,7 +158,9 @@ class CoroutinePool:
     def stop(self, seconds: float) -> bool:
         """Cancel what runs and end the loop; return whether it ended in time."""
         if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self._cancel)
+            # Closed: told to stop before, its thread is at its last steps.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._cancel)
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -191,11 +194,13 @@ class CoroutinePool:
             log.exception("something left the event loop of the tasks; it goes on")
 
     def _cancel(self) -> None:
-        self._stopped = True
         for slot in self._running:
             if slot.task is not None:
                 slot.task.cancel()
-        self.loop.call_soon(self.loop.stop)
+        if not self._stopped:
+            self._stopped = True
+            # Once: a second time would end the wait for those that are being cancelled.
+            self.loop.call_soon(self.loop.stop)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
