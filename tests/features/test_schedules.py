@@ -487,6 +487,33 @@ def test_a_declaration_belongs_to_its_module(namespace: str, redis_url: str) -> 
     other.app.close()
 
 
+@pytest.mark.slow
+def test_one_that_moves_to_another_queue_is_fired_on_both_until_the_old_one_is_removed(
+    namespace: str, redis_url: str
+) -> None:
+    old, new = Code(namespace, redis_url), Code(namespace, redis_url)
+    schedules = new.app.schedules
+    old.app.periodic(every=1, args=(1,))(old.job)
+    moved = new.app.task(name="job", queue="mail")(new.job.fn)
+    new.app.periodic(every=1, args=(2,))(moved)
+
+    def fired() -> dict[str, int]:
+        return {one.queue: one.fired for one in schedules.list()}
+
+    with running_worker(new.app):
+        with running_worker(old.app):
+            until(lambda: len(fired()) == 2, 60)
+            before = fired()
+            # Neither gives way: a worker that lives vouches for it.
+            until(lambda: all(count > before[queue] for queue, count in fired().items()), 60)
+        until(lambda: list(fired()) == ["mail"], 60)
+        count = fired()["mail"]
+        until(lambda: fired()["mail"] > count)
+    assert {1, 2} <= {*old.ran, *new.ran}
+    old.app.close()
+    new.app.close()
+
+
 def test_the_worker_that_started_last_says_what_a_schedule_is(
     namespace: str, redis_url: str
 ) -> None:
