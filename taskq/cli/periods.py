@@ -263,7 +263,8 @@ def beat(context: click.Context, /, modules: tuple[str, ...], **options: Any) ->
     opened = load_app(app, modules)
     logs.configure(options["loglevel"], options["log_format"], name)
     with opened:
-        queues = opened.queues if options["queues"] is None else split_names(options["queues"])
+        named = None if options["queues"] is None else split_names(options["queues"])
+        queues = opened.queues if named is None else tuple(map(opened.check_queue, named))
         raise SystemExit(worker_beat.run(opened, queues, name))
 
 

@@ -87,6 +87,7 @@ def test_beat_says_in_a_line_why_it_cannot_begin(shell: Shell) -> None:
     for words, text in (
         (("beat", "nothing"), "no module named 'nothing'"),
         (("beat", "proj", "-Q", "a b"), "queue names"),
+        (("beat", "proj", "-Q", "nope"), "nobody declared the queue 'nope'"),
         (("beat", "proj", "-n", "a b"), "--name"),
     ):
         done = shell.say(*words)
