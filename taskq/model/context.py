@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from datetime import datetime
 from typing import Any, NoReturn
@@ -86,11 +87,6 @@ def running() -> Context | None:
     return _current.get(None)
 
 
-def enter(context: Context) -> Token[Context]:
-    """Make `context` the current one of this thread or asyncio task, until `leave`."""
-    return _current.set(context)
-
-
-def leave(token: Token[Context]) -> None:
-    """Undo `enter`."""
-    _current.reset(token)
+# Make a context the current one of this thread or asyncio task, and undo that by the token.
+enter: Callable[[Context], Token[Context]] = _current.set
+leave: Callable[[Token[Context]], None] = _current.reset

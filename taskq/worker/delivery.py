@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from taskq.broker import records
+from taskq.broker import keys, records
 from taskq.broker.commands import Finish
 from taskq.broker.records import Record
 from taskq.model import clock, outcome
@@ -35,22 +35,28 @@ class Claim:
     fence: int
     # That instant by this process's monotonic clock.
     at: float
+    # The queue that `queue`, a place, is of.
+    queue_name: str = dataclasses.field(init=False)
+    # Redis's clock where the monotonic one is at zero, milliseconds.
+    zero_ms: float = dataclasses.field(init=False)
     # What an outcome is bound to, besides the id.
     name: bytes = dataclasses.field(init=False)
     # The record, less its state, of a message that ends in its first attempt.
     first_end: bytes = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
+        self.queue_name = keys.queue_of(self.queue)
+        self.zero_ms = self.fence / 1000 - self.at * 1000
         self.name = self.worker + self.seq
         self.first_end = records.with_attempt(records.fresh(self.fence, self.name))
 
     def ms_at(self, instant: float) -> int:
         """Return a monotonic instant as milliseconds since the epoch by Redis's clock."""
-        return self.fence // 1000 + int((instant - self.at) * 1000)
+        return int(self.zero_ms + instant * 1000)
 
     def now_ms(self) -> int:
         """Return milliseconds since the epoch by Redis's clock."""
-        return self.ms_at(clock.monotonic())
+        return int(self.zero_ms + clock.monotonic() * 1000)
 
 
 class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -110,13 +116,17 @@ class Attempt(msgspec.Struct, frozen=True, eq=False, gc=False):
     context: Context
     # Binds outcomes and histories.
     seal: Seal
-    # Monotonic seconds, and milliseconds by Redis's clock.
+    # Monotonic seconds.
     started: float
-    started_ms: int
     # Seconds until `SoftTimeLimitExceeded` is raised in it; None: never.
     soft: float | None = None
     # Whether that is because of the message's deadline.
     at_deadline: bool = False
+
+    @property
+    def started_ms(self) -> int:
+        """When it began, in milliseconds since the epoch by Redis's clock."""
+        return self.delivery.claim.ms_at(self.started)
 
     def history(self) -> History | None:
         """Return what is remembered of earlier attempts."""

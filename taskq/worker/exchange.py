@@ -132,6 +132,8 @@ class Exchange:
                 # A defect in one turn must not make the worker deaf to all that follow.
                 log.exception("a turn failed")
                 for reach in self._reaches.values():
+                    # A reply that was not read would be taken for that to the next call.
+                    reach.line.close()
                     reach.back_off(error)
             finally:
                 self._lock.release()
@@ -304,6 +306,9 @@ class Exchange:
             if reply.claimed:
                 self._rounds.serve(port)
                 self._hand_out(port, reply)
+                if reply.more and self._slots.waiting() >= AHEAD_LEAST:
+                    # What is left is claimed while that runs.
+                    self._asked = True
             if reply.summoned and clock.monotonic() - port.obeyed_at > OBEY_SECONDS:
                 self._asked = port.summoned = True
         self._asked = self._asked or port.doubted or not port.enrolled

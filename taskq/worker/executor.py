@@ -8,7 +8,6 @@ from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskq.broker import keys
 from taskq.broker.commands import Finish
 from taskq.errors import SerializationError, SoftTimeLimitExceeded
 from taskq.model import clock, context, message, outcome, serializers
@@ -36,7 +35,7 @@ class Executor:
     """Runs messages. Knows tasks and bytes; neither Redis nor threads."""
 
     def __init__(self, app: TaskQ, worker: str, board: Board) -> None:
-        self._app = app
+        self._app, self._tasks = app, app.tasks
         self._judge = Judge(app.config, worker)
         self._board, self._memory = board, board.memory
         self._alarms = Alarms()
@@ -130,7 +129,7 @@ class Executor:
             return Done(delivery, Finish("b", delivery.field), unknown_key=True)
         except Refused as error:
             return self._refuse(delivery, str(error))
-        task = self._app.tasks.get(envelope.task)
+        task = self._tasks.get(envelope.task)
         if task is None or task.coroutine != (delivery.kind == "c"):
             reason = f"not of the task in whose list it was: {envelope.task}"
             return self._refuse(delivery, reason)
@@ -145,9 +144,22 @@ class Executor:
         started: float,
     ) -> Attempt | Done:
         """Say that it runs; or give it back, where it is too late for that."""
-        context = self._context(delivery, envelope, coroutine=task.coroutine)
-        started_ms = delivery.claim.ms_at(started)
-        soft, at_deadline = None, False
+        claim, attempt, claims, soft, at_deadline = delivery.claim, 1, 1, None, False
+        fence = claim.fence
+        if delivery.record:
+            record = delivery.parsed_record()
+            attempt, claims, fence = record.attempts + 1, record.claims, record.fence
+        context = Context(
+            envelope.name or delivery.raw[12:44].decode(),
+            task.name,
+            claim.queue_name,
+            attempt,
+            claims,
+            fence,
+            envelope.headers or {},
+            self.state,
+            task.coroutine,
+        )
         if (
             not task.plain
             or envelope.timeout_ms is not None
@@ -155,16 +167,14 @@ class Executor:
         ):
             soft = self._note_limits(delivery, envelope, task, context, started)
         if envelope.deadline_ms is not None:
-            left = (envelope.deadline_ms - started_ms) / 1000
+            left = (envelope.deadline_ms - claim.ms_at(started)) / 1000
             if left <= 0:
                 return self._too_late(delivery, envelope.deadline_ms)
             at_deadline = soft is None or left < soft
             soft = left if soft is None else min(left, soft)
             _note_deadline(context, envelope.deadline_ms)
         self._board.run(delivery.entry)
-        return Attempt(
-            delivery, envelope, task, context, seal, started, started_ms, soft, at_deadline
-        )
+        return Attempt(delivery, envelope, task, context, seal, started, soft, at_deadline)
 
     def _too_late(self, delivery: Delivery, deadline_ms: int) -> Done:
         expires = delivery.raw[44:57]
@@ -205,23 +215,6 @@ class Executor:
             slot.interrupt(delivery, SoftTimeLimitExceeded)
 
         return self._alarms.set(attempt.started + (attempt.soft or 0.0), ring)
-
-    def _context(self, delivery: Delivery, envelope: Envelope, *, coroutine: bool) -> Context:
-        attempt, claims, fence = 1, 1, delivery.claim.fence
-        if delivery.record:
-            record = delivery.parsed_record()
-            attempt, claims, fence = record.attempts + 1, record.claims, record.fence
-        return Context(
-            envelope.name or delivery.raw[12:44].decode(),
-            envelope.task,
-            keys.queue_of(delivery.claim.queue),
-            attempt,
-            claims,
-            fence,
-            envelope.headers or {},
-            self.state,
-            coroutine,
-        )
 
     def _make_seals(self, queue: str) -> tuple[Seal, Seal]:
         """Return what verifies the messages of a queue and what signs its outcomes."""
@@ -279,10 +272,9 @@ class Executor:
         report = end.report
         if report is None:
             return Finish("s", field, b"s" + delivery.end, end.ttl_ms)
+        letter = "s" if report.failure is None else "f"
         body = outcome.sign(report, attempt.seal, field[:32] + delivery.claim.name)
-        if report.failure is None:
-            return Finish("s", field, b"s" + delivery.end + body, end.ttl_ms)
-        return Finish("f", field, b"f" + delivery.end + body, end.ttl_ms)
+        return Finish(letter, field, letter.encode() + delivery.end + body, end.ttl_ms)
 
     def _check(self, delivery: Delivery) -> None:
         """Look once more, now that it can be interrupted: an order may have come before."""

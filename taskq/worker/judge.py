@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taskq.config import Config, seconds
 from taskq.errors import MaxRetriesExceeded, MessageTooLarge, Retry, SerializationError
 from taskq.model import outcome, retry, serializers
+from taskq.model.message import Envelope
 from taskq.model.outcome import AttemptError, Failure, Finished, Outcome, Report, RetryIn
 from taskq.worker.delivery import Attempt
 
@@ -47,8 +48,9 @@ class Judge:
             if attempt.task.retry_policy.wants(ended.state):
                 text = f"{attempt.task.name} returned what its policy retries"
                 return self._again(attempt, MaxRetriesExceeded(text), ended, None)
-        own, ignored = attempt.envelope.result_ttl_ms, attempt.envelope.ignore_result
-        ttl_ms = _kept(attempt, terms.result_ttl_ms if own is None else own)
+        envelope = attempt.envelope
+        own, ignored = envelope.result_ttl_ms, envelope.ignore_result
+        ttl_ms = _kept(envelope, terms.result_ttl_ms if own is None else own)
         if terms.ignore_result if ignored is None else ignored:
             return Finished(None, ttl_ms)
         try:
@@ -74,7 +76,7 @@ class Judge:
         history = self._history(attempt, error, 0.0)
         failure = outcome.describe(error, self._make_terms(attempt.task).serializer)
         report = self._report(attempt, failure=failure, errors=history.errors)
-        return Finished(report, _kept(attempt, round(self._config.failure_ttl * 1000)))
+        return Finished(report, _kept(attempt.envelope, round(self._config.failure_ttl * 1000)))
 
     def _tell(self, attempt: Attempt, error: BaseException) -> None:
         """Log a failure, with as much of the exception as is wanted."""
@@ -135,11 +137,12 @@ class Judge:
         errors: tuple[AttemptError, ...] = (),
     ) -> Report:
         envelope, context = attempt.envelope, attempt.context
+        claim = attempt.delivery.claim
         return Report(
             envelope.task,
             envelope.enqueued_ms,
-            attempt.started_ms,
-            attempt.delivery.claim.now_ms(),
+            claim.ms_at(attempt.started),
+            claim.now_ms(),
             self._worker,
             context.attempt,
             context.delivery,
@@ -162,6 +165,7 @@ class Judge:
         return terms
 
 
-def _kept(attempt: Attempt, ttl_ms: int) -> int:
+def _kept(envelope: Envelope, ttl_ms: int) -> int:
     """Return how long the outcome is kept, milliseconds."""
-    return max(ttl_ms, NAMED_TTL_MS if attempt.envelope.name else LEAST_TTL_MS)
+    least = NAMED_TTL_MS if envelope.name else LEAST_TTL_MS
+    return ttl_ms if ttl_ms > least else least  # noqa: FURB136 - max() takes three times as long

@@ -12,6 +12,8 @@ import pytest
 import taskq
 from taskq import State, TaskQ
 from taskq.testing import running_worker
+from taskq.worker.exchange import AHEAD_LEAST
+from taskq.worker.port import Port
 from tests.eventually import let_pass, until
 
 
@@ -142,3 +144,56 @@ def test_a_worker_of_two_kinds_of_slot_uses_both(app: TaskQ) -> None:
         assert time.monotonic() - started < 15
         gate.set()
         taskq.gather(held, timeout=5)
+
+
+def test_more_is_claimed_before_a_lot_of_quick_messages_runs(
+    app: TaskQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So Redis and the worker are at work at the same time, not in turns."""
+    ran: list[int] = []
+    # How many had run when a lot came of which there is more, and when the next was asked for.
+    came: list[int] = []
+    asked: list[int] = []
+    begin, end = Port.begin, Port.end
+
+    @app.task
+    def note(number: int) -> None:
+        ran.append(number)
+
+    def began(self: Port, *arguments: Any) -> None:
+        if len(asked) < len(came):
+            asked.append(len(ran))
+        begin(self, *arguments)
+
+    def ended(self: Port, *arguments: Any) -> Any:
+        answer = end(self, *arguments)
+        if answer and answer[0].more and len(answer[0].claimed) >= AHEAD_LEAST:
+            came.append(len(ran))
+        return answer
+
+    monkeypatch.setattr(Port, "begin", began)
+    monkeypatch.setattr(Port, "end", ended)
+    note.map(range(5000))
+    with running_worker(app, threads=1, coroutines=0):
+        until(lambda: len(ran) >= 5000, 60)
+    assert asked[0] == came[0], (came, asked)
+
+
+def test_a_defect_in_a_turn_leaves_no_reply_for_the_next(
+    new_app: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app: TaskQ = new_app(url=redis_url)
+    end, failures = Port.end, iter([True, True])
+
+    def broken(self: Port, *arguments: Any) -> Any:
+        if next(failures, False):
+            raise LookupError
+        return end(self, *arguments)
+
+    @app.task
+    def echo(number: int) -> int:
+        return number
+
+    with running_worker(app, threads=2, coroutines=0):
+        monkeypatch.setattr(Port, "end", broken)
+        assert taskq.gather(echo.map(range(50)), timeout=20) == list(range(50))
