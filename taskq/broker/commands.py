@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -388,8 +389,7 @@ def _waiting_lot(outgoing: Outgoing) -> tuple[str, str, bytes]:
     return outgoing.lane, outgoing.due or "+0", outgoing.label
 
 
-def _kind_and_number(finish: Finish) -> tuple[str, int]:
-    return finish.kind, finish.number
+_kind_and_number = operator.attrgetter("kind", "number")
 
 
 def _first_number(reply: Any) -> int:

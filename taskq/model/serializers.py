@@ -23,7 +23,7 @@ _PROTOCOL = 5
 # and the worker's own `__main__` is another program: those go by value.
 _SCRIPT = b"main__"
 # STACK_GLOBAL, by which protocol 5 refers to any class or function. Without it there is none.
-_GLOBAL = b"\x93"
+_GLOBAL = 0x93
 
 _json_encode = msgspec.json.Encoder().encode
 _json_decode = msgspec.json.Decoder().decode

@@ -115,11 +115,12 @@ class Board:
         """Note that the task's own code begins, on this thread."""
         _write_thread(self.memory, at + _THREAD_AT, _ident())
 
-    def free(self, at: int) -> None:
-        """Forget a message: its end is on its way, and will be told or not."""
-        self.memory[at] = FREE
-        if at:
-            self._free.append(at)
+    def free(self, places: Iterable[int]) -> None:
+        """Forget messages: their ends are on their way, and will be told or not."""
+        memory = self.memory
+        for at in places:
+            memory[at] = FREE
+        self._free += filter(None, places)
 
 
 class BoardView:

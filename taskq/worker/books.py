@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 
 from taskq.broker.commands import Exchanged, Room
 from taskq.worker.board import Board
@@ -67,21 +68,28 @@ class Books:
             self._used[kind] += len(lot)
         return claimed
 
-    def leave(self, done: Done) -> bool:
-        """Note the end of an attempt; return False if the message was given back meanwhile."""
-        delivery = done.delivery
-        if delivery not in self.held:
-            return False
-        self.held.remove(delivery)
+    def leave(self, ended: Iterable[Done]) -> list[Done]:
+        """Note ends of attempts; return those of messages that were not given back meanwhile."""
+        held, used, left = self.held, self._used, list[Done]()
+        durations = defaultdict[str, list[float]](list)
+        for done in ended:
+            delivery = done.delivery
+            if delivery not in held:
+                continue
+            held.remove(delivery)
+            used[delivery.kind] -= 1
+            left.append(done)
+            if done.task:
+                durations[done.task].append(done.duration)
+            elif done.late:
+                self._meter.doubt()
+        self._board.free([done.delivery.entry for done in left])
+        for task, seconds in durations.items():
+            self._meter.note(task, seconds)
         if self._slots.cancelled:
-            self._slots.cancelled.pop(delivery, None)
-        self._board.free(delivery.entry)
-        self._used[delivery.kind] -= 1
-        if done.task:
-            self._meter.note(done.task, done.duration)
-        elif done.late:
-            self._meter.doubt()
-        return True
+            for done in left:
+                self._slots.cancelled.pop(done.delivery, None)
+        return left
 
     def fields_of(self, queue: str) -> dict[bytes, Delivery]:
         """Return what is held of a queue, by its field in `running:<worker>`."""

@@ -361,9 +361,7 @@ class Exchange:
 
     def _settle(self, ended: Iterable[Done]) -> None:
         """Take ended attempts off the books, and put them in line to be sent."""
-        for done in ended:
-            if not self._books.leave(done):
-                continue
+        for done in self._books.leave(ended):
             self.ended += bool(done.task)
             claim = done.delivery.claim
             port = self._by_queue[claim.queue]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 # Only a task whose runs are this short, 19 of 20, is claimed ahead ...
 QUICK_SECONDS = 0.001
 # ... and of it what runs in this time. More would wait here while another slot is free.
 AHEAD_SECONDS = 0.005
 MOST_AHEAD = 500
-_SAMPLES, _LEAST_SAMPLES, _EVERY = 40, 20, 20
+_SAMPLES, _EVERY = 40, 20
 
 
 class Meter:
@@ -17,19 +18,22 @@ class Meter:
 
     def __init__(self) -> None:
         self._samples: dict[str, deque[float]] = {}
-        self._counts: dict[str, int] = {}
+        # How many runs came since it was judged last.
+        self._unjudged: dict[str, int] = {}
         self._ahead: dict[str, int] = {}
 
-    def note(self, task: str, duration: float) -> None:
-        """Add one run, in seconds."""
+    def note(self, task: str, durations: Sequence[float]) -> None:
+        """Add some runs, in seconds."""
         samples = self._samples.get(task)
         if samples is None:
             samples = self._samples[task] = deque(maxlen=_SAMPLES)
-        samples.append(duration)
-        count = self._counts[task] = self._counts.get(task, 0) + 1
-        if duration > AHEAD_SECONDS:
+        samples.extend(durations)
+        unjudged = self._unjudged[task] = self._unjudged.get(task, 0) + len(durations)
+        if max(durations) > AHEAD_SECONDS:
             self._ahead.pop(task, None)
-        elif count % _EVERY == 0 and len(samples) >= _LEAST_SAMPLES:
+            self._unjudged[task] = 0
+        elif unjudged >= _EVERY:
+            self._unjudged[task] = 0
             self._judge(task, sorted(samples))
 
     def doubt(self) -> None:

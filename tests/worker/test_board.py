@@ -73,7 +73,7 @@ def test_a_message_goes_through_its_states(view: BoardView, board: Board) -> Non
     for state in states:
         board.memory[at] = state
         assert [one for one in states if view.entries(one)] == [state]
-    board.free(at)
+    board.free([at])
     assert view.entries(CLAIMED, STARTED, ENDED) == []
 
 
@@ -81,7 +81,7 @@ def test_a_new_message_inherits_nothing(view: BoardView, board: Board) -> None:
     at = claim(board, message.new_id(1))
     board.limit(at, 1.0, 2.0, 7)
     board.run(at)
-    board.free(at)
+    board.free([at])
     assert claim(board, message.new_id(1)) == at
     (entry,) = view.entries(CLAIMED)
     assert (entry.thread, entry.started, entry.deadline, entry.budget) == (0, 0.0, math.inf, 0)
@@ -99,7 +99,7 @@ def test_a_full_board_has_no_room_and_forgets_what_comes_beyond(
     board.run(beyond)
     assert sorted(entry.id for entry in view.entries(CLAIMED, STARTED)) == sorted(ids)
     for place in (beyond, *places):
-        board.free(place)
+        board.free([place])
     assert board.room == len(ids)
 
 

@@ -12,7 +12,7 @@ QUICK, SLOW = 0.0001, 0.1
 def after(*durations: float, task: str = "t") -> Meter:
     meter = Meter()
     for duration in durations:
-        meter.note(task, duration)
+        meter.note(task, [duration])
     return meter
 
 
@@ -56,14 +56,14 @@ def test_one_slow_run_ends_it_at_once(quick: int) -> None:
     meter = after(*[QUICK] * quick, SLOW)
     assert meter.caps(0) == {}
     for _ in range(18):
-        meter.note("t", QUICK)
+        meter.note("t", [QUICK])
     assert meter.caps(0) == {}
 
 
 def test_a_task_that_is_quick_again_comes_back() -> None:
     meter = after(*[QUICK] * 20, SLOW)
     for _ in range(60):
-        meter.note("t", QUICK)
+        meter.note("t", [QUICK])
     assert "t" in meter.caps(0)
 
 
@@ -77,18 +77,18 @@ def test_doubt_ends_it_for_all_until_more_was_measured() -> None:
     """A message that was claimed ahead could not start in time."""
     meter = after(*[QUICK] * 20)
     for _ in range(20):
-        meter.note("other", QUICK)
+        meter.note("other", [QUICK])
     assert set(meter.caps(0)) == {"t", "other"}
     meter.doubt()
     assert meter.caps(0) == {}
     for _ in range(20):
-        meter.note("other", QUICK)
+        meter.note("other", [QUICK])
     assert set(meter.caps(0)) == {"other"}
 
 
 def test_tasks_are_measured_apart() -> None:
     meter = Meter()
     for _ in range(40):
-        meter.note("quick", QUICK)
-        meter.note("slow", SLOW)
+        meter.note("quick", [QUICK])
+        meter.note("slow", [SLOW])
     assert set(meter.caps(0)) == {"quick"}
