@@ -147,8 +147,12 @@ class Waiter:
     def close(self) -> None:
         """Close the connection. A later wait opens a new one."""
         with self._lock:
-            thread, self._thread = self._thread, None
+            thread, self._thread, connection = self._thread, None, self._connection
         if thread is not None and thread is not threading.current_thread():
+            if connection is not None:
+                with contextlib.suppress(*CLIENT_ERRORS):
+                    # It is blocked in a read, which ends with the connection.
+                    connection.disconnect()
             thread.join(2 * _READ_SECONDS)
         if self._reading.acquire(timeout=2 * _READ_SECONDS):
             try:

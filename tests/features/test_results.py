@@ -16,7 +16,7 @@ import pytest
 
 import taskq
 from taskq import Context, MessageLost, ResultTimeout, Snapshot, State, TaskQ
-from taskq.client import watch
+from taskq.client import waiter, watch
 from taskq.testing import running_worker
 from tests.eventually import until
 
@@ -84,6 +84,27 @@ def test_what_is_answered_at_once_is_heard_and_not_asked_for(
 
     monkeypatch.setattr(shop.app.broker, "call", spy(shop.app.broker.call))
     until(heard, 60)
+
+
+def test_an_app_is_closed_at_once_though_a_thread_reads(
+    new_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiter, "_READ_SECONDS", 30.0)
+    app: TaskQ = new_app()
+
+    @app.task
+    async def echo(number: int) -> int:
+        return number
+
+    async def story() -> float:
+        async with app:
+            for number in range(10):
+                assert await (await echo.adelay(number)).aget(timeout=20) == number
+            left_at = time.monotonic()
+        return time.monotonic() - left_at
+
+    with running_worker(app):
+        assert asyncio.run(story()) < 15
 
 
 def test_a_result_says_how_far_it_is(shop: Any) -> None:
