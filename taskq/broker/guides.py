@@ -154,7 +154,7 @@ class Slots:
         """Return the node that has the slot; ask where that is not known."""
         owner = self.owner(slot)
         if owner is None:
-            yield from self._learn()
+            yield from self._learn(slot)
             owner = self.owner(slot)
         if owner is None:
             msg = f"{self._place}: no node has the slot {slot}"
@@ -186,8 +186,9 @@ class Slots:
     def _doubt(self) -> None:
         self._ranges, self._moved = [], {}
 
-    def _learn(self) -> Generator[Question, Any, None]:
-        last, distrusted = "", 0
+    def _learn(self, slot: int) -> Generator[Question, Any, None]:
+        """Ask one node after the other, until one knows whose a slot is."""
+        last, distrusted, answered = "", 0, False
         self._known = [*self._known[1:], *self._known[:1]]
         asked = dict.fromkeys([*self._known, *self._seeds])
         for address in asked:
@@ -202,10 +203,14 @@ class Slots:
                     raise BrokerError(msg)
                 distrusted += distrusts(reply)
                 continue
-            nodes = slots_of(reply, address)
+            nodes, answered = slots_of(reply, address), True
+            if not any(low <= slot <= high for low, high, _ in nodes):
+                continue  # it was taken out of the cluster, perhaps, and others are in there
             self._ranges = [(low, high, some[0]) for low, high, some in nodes]
             self._moved = {}
             self._known = list(dict.fromkeys(one for _, _, some in nodes for one in some))
+            return
+        if answered:
             return
         msg = f"{self._place}: no node answers; {last}"
         if distrusted == len(asked):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 from collections.abc import Iterator
@@ -260,6 +261,26 @@ def test_nodes_that_are_away_are_passed_over(cluster: Cluster, kind: Kind, names
     driver = kind(cluster.url.replace("://", f"://{HOST}:{free_port()},"))
     assert driver.call("GET", keys.base(namespace, "x")) is None
     driver.close()
+
+
+def test_nodes_that_were_taken_out_of_the_cluster_are_passed_over(
+    cluster: Cluster, kind: Kind, namespace: str
+) -> None:
+    """They answer, and know of nobody."""
+    with contextlib.ExitStack() as stack:
+        out = [stack.enter_context(Server(**{"cluster-enabled": "yes"})) for _ in range(2)]
+        hosts = ",".join(f"{HOST}:{one.port}" for one in (*out, cluster.nodes[0]))
+        driver = kind(f"redis+cluster://{hosts}")
+        assert driver.call("GET", keys.base(namespace, "x")) is None
+        driver.close()
+
+
+def test_where_no_node_has_the_slot_that_is_told(kind: Kind) -> None:
+    with Server(**{"cluster-enabled": "yes"}) as alone:
+        driver = kind(f"redis+cluster://{HOST}:{alone.port}", deadline=0.5)
+        with pytest.raises(BrokerUnavailable, match="no node has the slot"):
+            driver.call("GET", "x")
+        driver.close()
 
 
 def test_where_no_node_answers_it_is_tried_until_the_deadline(kind: Kind) -> None:
