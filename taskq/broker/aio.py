@@ -25,6 +25,7 @@ from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS, ScriptMissing, retrying
 from taskq.broker.grouping import AsyncGroup
+from taskq.broker.line import AllInUse
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
@@ -132,7 +133,7 @@ class AsyncLine:
 
 
 # Of a broker: `_line`, `_lasting_line`.
-_Lend: TypeAlias = Callable[[], contextlib.AbstractAsyncContextManager[AsyncLine]]
+_Lend: TypeAlias = Callable[[float], contextlib.AbstractAsyncContextManager[AsyncLine]]
 
 
 class AsyncBroker:
@@ -148,6 +149,8 @@ class AsyncBroker:
         self._places = asyncio.BoundedSemaphore(MOST_LINES)
         self._lasting_places = asyncio.BoundedSemaphore(MOST_LASTING)
         self._stream_places = asyncio.BoundedSemaphore(MOST_STREAMS)
+        # A monotonic instant: when a line was given back last that had done its work.
+        self._served_at = -math.inf
 
     async def run(self, command: Command[T], *, within: float = math.inf) -> T:
         """Run one script call; what broke on the way is tried again until the deadline.
@@ -155,10 +158,10 @@ class AsyncBroker:
         It is tried again for `within` seconds, and no longer than the deadline.
         """
         began = clock.monotonic()
-        ask = _runner(command, began + min(within, self._deadline))
-        lend = self._lender(command)
+        latest = began + min(within, self._deadline)
+        ask, lend = _runner(command, latest), self._lender(command)
         try:
-            async with lend() as line:
+            async with lend(latest) as line:
                 return await ask(line)
         except BrokerUnavailable as error:
             return await self._again(began, error, ask, within, lend)
@@ -180,7 +183,8 @@ class AsyncBroker:
         while True:
             try:
                 # What is sent alone finds another line; see `sync.MOST_STREAMS`.
-                async with self._stream_places, self._line() as line:
+                # Behind others that send many, for as long as those go on.
+                async with self._stream_places, self._line(math.inf) as line:
                     async for reply in _stream(line, rest, sent):
                         yield reply
             except ScriptMissing:
@@ -202,7 +206,7 @@ class AsyncBroker:
         """Send one command that may be repeated, and return the reply; by the deadline."""
         began = clock.monotonic()
         try:
-            async with self._line() as line:
+            async with self._line(began + self._deadline) as line:
                 return await line.call(*arguments)
         except BrokerUnavailable as error:
             return await self._again(began, error, lambda line: line.call(*arguments))
@@ -224,14 +228,15 @@ class AsyncBroker:
         lend: _Lend | None = None,
     ) -> T:
         interrupted = isinstance(first, Interrupted)
-        left = min(self._deadline, within) - (clock.monotonic() - began)
+        latest = began + min(self._deadline, within)
+        left = latest - clock.monotonic()
         if left <= 0:
             raise first
 
         async def once() -> T:
             nonlocal interrupted
             try:
-                async with (lend or self._line)() as line:
+                async with (lend or self._line)(latest) as line:
                     return await ask(line)
             except Interrupted:
                 interrupted = True
@@ -246,25 +251,49 @@ class AsyncBroker:
             raise Interrupted(str(error)) from error
 
     @contextlib.asynccontextmanager
-    async def _lasting_line(self) -> AsyncGenerator[AsyncLine, None]:
+    async def _lasting_line(self, latest: float) -> AsyncGenerator[AsyncLine, None]:
         """Lend a line to who waits for replicas."""
-        async with self._lasting_places, self._line() as line:
-            yield line
+        await self._take(self._lasting_places, latest)
+        try:
+            async with self._line(latest) as line:
+                yield line
+        finally:
+            self._lasting_places.release()
 
     @contextlib.asynccontextmanager
-    async def _line(self) -> AsyncGenerator[AsyncLine, None]:
-        async with self._places:
-            line = self._idle.pop() if self._idle else self.make_line(self.endpoint)
-            try:
-                yield line
-            except BrokerError:
-                raise
-            except BaseException:
-                # Perhaps between a request and its reply: the next caller would read that.
-                await line.close()
-                raise
-            finally:
-                self._idle.append(line)
+    async def _line(self, latest: float) -> AsyncGenerator[AsyncLine, None]:
+        """Lend a line, which is waited for until `latest`, or while others get theirs."""
+        await self._take(self._places, latest)
+        line = self._idle.pop() if self._idle else self.make_line(self.endpoint)
+        try:
+            yield line
+            self._served_at = clock.monotonic()
+        except BrokerError:
+            raise
+        except BaseException:
+            # Perhaps between a request and its reply: the next caller would read that.
+            await line.close()
+            raise
+        finally:
+            self._idle.append(line)
+            self._places.release()
+
+    async def _take(self, places: asyncio.BoundedSemaphore, latest: float) -> None:
+        if not places.locked():
+            await places.acquire()  # at once
+            return
+        while True:
+            # Of coroutines there may be very many: who is behind others that are served waits on.
+            left = max(latest, self._served_at + self._deadline) - clock.monotonic()
+            if left <= 0:
+                msg = f"{self.endpoint.place}: all {MOST_LINES} connections are in use"
+                if places is self._lasting_places:
+                    msg = f"{self.endpoint.place}: all {MOST_LASTING} that may wait for replicas do"
+                raise AllInUse(msg)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if left == math.inf else left):
+                    await places.acquire()
+                return
 
 
 def _runner(command: Command[T], until: float) -> Callable[[AsyncLine], Awaitable[T]]:

@@ -16,9 +16,9 @@ from taskq.broker.aio import AsyncBroker, AsyncLine
 from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS
-from taskq.broker.line import Line
+from taskq.broker.line import AllInUse, Line
 from taskq.broker.sockets import can_read
-from taskq.broker.sync import AT_ONCE, AllInUse, Broker
+from taskq.broker.sync import AT_ONCE, Broker
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 

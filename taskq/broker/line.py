@@ -23,6 +23,10 @@ T = TypeVar("T")
 pack = cast("Callable[[tuple[Any, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 
 
+class AllInUse(BrokerUnavailable):
+    """No line became free in time. Nothing was sent."""
+
+
 class Line:
     """One connection, used by one thread at a time. Nothing is repeated here."""
 

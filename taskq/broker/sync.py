@@ -20,7 +20,7 @@ from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import ScriptMissing, retrying
 from taskq.broker.grouping import Group
-from taskq.broker.line import Line
+from taskq.broker.line import AllInUse, Line
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
@@ -38,10 +38,6 @@ AT_ONCE = -math.inf
 _NO_PLACE = object()
 # How many replicas have it is told when time is up: so much longer that is waited for.
 _COUNT_SECONDS = 1.0
-
-
-class AllInUse(BrokerUnavailable):
-    """No line became free in time. Nothing was sent."""
 
 
 # Of a broker: `_line`, `_lasting_line`.

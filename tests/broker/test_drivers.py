@@ -21,8 +21,8 @@ import pytest
 from taskq.broker import commands, connection, keys, queries
 from taskq.broker.aio import AsyncBroker
 from taskq.broker.connection import Endpoint
-from taskq.broker.line import Line
-from taskq.broker.sync import MOST_LINES, AllInUse, Broker
+from taskq.broker.line import AllInUse, Line
+from taskq.broker.sync import MOST_LINES, Broker
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 from taskq.model import clock
 from taskq.model.states import State
@@ -430,6 +430,36 @@ class TestThreads:
 
         with Server() as server:
             asyncio.run(story(server))
+
+    def test_tasks_of_a_loop_wait_for_one_until_the_deadline(self, server: Server) -> None:
+        async def story() -> None:
+            broker = AsyncBroker(Endpoint(server.url), 0.3)
+            for _ in range(MOST_LINES):
+                await broker._places.acquire()
+            with pytest.raises(AllInUse, match="in use"):
+                await asyncio.wait_for(broker.call("PING"), 20)
+            broker._places.release()
+            assert await broker.call("ECHO", b"free") == b"free"
+            await broker.close()
+
+        asyncio.run(story())
+
+    def test_tasks_of_a_loop_wait_as_long_as_others_are_served(
+        self, server: Server, namespace: str
+    ) -> None:
+        """Of them there may be more than can be served by the deadline."""
+
+        async def story() -> None:
+            broker = AsyncBroker(Endpoint(server.url), 2)
+            for _ in range(MOST_LINES - 1):
+                await broker._places.acquire()
+            began = clock.monotonic()
+            calls = (broker.call("BLPOP", f"{namespace}:nothing", 0.4) for _ in range(8))
+            assert await asyncio.gather(*calls) == [None] * 8
+            assert clock.monotonic() - began > 3
+            await broker.close()
+
+        asyncio.run(story())
 
     def test_a_closed_broker_opens_anew(self, server: Server) -> None:
         broker = Broker(Endpoint(server.url), 5)
