@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
+import re
 import threading
 from typing import Any
 
@@ -38,6 +39,8 @@ _GREET_SECONDS = 2.0
 # SPUBLISH came with Redis 7.
 _SHARDED_SINCE = 7
 _SILENT = "it can be connected to, and does not answer"
+# How Python says it of a class of the client.
+_UNKNOWN_OPTION = re.compile(r".*got an unexpected keyword argument")
 # A connection without CLIENT SETINFO opens three times as fast; the word for it changed.
 _ANONYMOUS: dict[str, Any] = (
     {"driver_info": None}
@@ -256,13 +259,16 @@ class Endpoint:
             unchecked = "ssl_cert_reqs=none" in url.lower()
             options |= {"ssl_cert_reqs": "required", "ssl_check_hostname": not unchecked}
         try:
-            return (
+            pools = (
                 _Pool.from_url(url, retry=Retry(NoBackoff(), 0), **options),
                 _AsyncPool.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **options),
             )
-        except ValueError as error:
-            msg = f"url {self.place}: {error}"
+            # Opens nothing: the client looks now at the options that the URL says.
+            _make(pools[0], {})
+        except (ValueError, TypeError) as error:
+            msg = f"url {self.place}: {_UNKNOWN_OPTION.sub('there is no option', str(error))}"
             raise ConfigError(msg) from None
+        return pools
 
     def _memory_pools(self) -> tuple[Any, Any]:
         try:

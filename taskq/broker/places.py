@@ -22,6 +22,10 @@ SCHEMES = (
     "rediss+sentinel", "rediss+cluster",
 )  # fmt: skip
 _PORT, _SENTINEL_PORT = 6379, 26379
+_UNREADABLE = (
+    "url: host and port cannot be read; in a password, write / # ? @ and : as "
+    "%2F %23 %3F %40 and %3A"
+)
 _TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
 
 
@@ -61,6 +65,7 @@ def read(url: str) -> Place:
         # Not the rest of it: a password may stand there.
         msg = f"url begins with {parts.scheme!r}, and must begin with one of {known}"
         raise ConfigError(msg)
+    _check_host_was_found(parts)
     if parts.scheme.endswith("+sentinel"):
         return _sentinels(parts)
     if parts.scheme.endswith("+cluster"):
@@ -143,12 +148,15 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        msg = (
-            "url: host and port cannot be read; in a password, write / # ? @ and : as "
-            "%2F %23 %3F %40 and %3A"
-        )
-        raise ConfigError(msg) from None
+        raise ConfigError(_UNREADABLE) from None
     return parts
+
+
+def _check_host_was_found(parts: SplitResult) -> None:
+    """Refuse a URL the password of which is taken for host and path, to be shown as those."""
+    words = (parts.path, parts.fragment, parts.query.partition("=")[0])
+    if any("@" in one for one in words) and (parts.scheme != "unix" or parts.netloc):
+        raise ConfigError(_UNREADABLE)
 
 
 def _shown(parts: SplitResult) -> str:

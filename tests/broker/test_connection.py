@@ -70,6 +70,28 @@ class TestUrl:
                 Endpoint(url)
             assert "hidden" not in str(raised.value)
 
+    @pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+sentinel", "redis+cluster"])
+    @pytest.mark.parametrize(
+        "rest",
+        ["u:12/hidden@h/0", ":12#hidden@h", ":12?hidden@h", ":a@12/hidden@h/x", "u/hidden@h"],
+    )
+    def test_a_password_is_not_taken_for_a_path(self, scheme: str, rest: str) -> None:
+        with pytest.raises(ConfigError, match="in a password, write / #") as raised:
+            Endpoint(f"{scheme}://{rest}")
+        assert "hidden" not in str(raised.value)
+
+    def test_nor_for_that_of_a_socket(self) -> None:
+        with pytest.raises(ConfigError, match="in a password"):
+            Endpoint("unix://:12/hidden@/run/redis.sock")
+        assert Endpoint("unix:///run/a@b").place == "unix:///run/a@b"
+
+    @pytest.mark.parametrize("scheme", ["redis", "rediss", "unix", "redis+cluster"])
+    def test_an_option_that_there_is_not_is_told_by_its_name(self, scheme: str) -> None:
+        with pytest.raises(ConfigError, match="there is no option 'bogus'") as raised:
+            Endpoint(f"{scheme}://:secret@host/?bogus=hidden")
+        assert "secret" not in str(raised.value)
+        assert "hidden" not in str(raised.value)
+
     @pytest.mark.parametrize(
         ("url", "local"),
         [
