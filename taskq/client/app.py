@@ -309,8 +309,23 @@ class TaskQ:
     def replicas(self, task: str) -> int:
         """Return how many replicas must have a message of a task, where no call says."""
         known = self.tasks.get(task)
-        asked = known.call_options.durability if known else None
-        return replicas(asked or self.config.durability)
+        return self.awaited_replicas(known.call_options.durability if known else None)
+
+    def awaited_replicas(self, durability: str | None) -> int:
+        """Return how many replicas a message must reach by what was said of it, else by default.
+
+        Raises:
+            ConfigError: there can be none.
+
+        """
+        count = replicas(durability or self.config.durability)
+        if count and self.access.endpoint.memory:
+            msg = (
+                f"memory:// has no replicas, and durability asks for {count}: without a server "
+                f"say 'replicas:0', in code or as TASKQ_DURABILITY"
+            )
+            raise ConfigError(msg)
+        return count
 
     def wire_id(self, name: object) -> str:
         """Return the id in Redis of a message: 32 hex digits as they are, else a digest."""

@@ -42,7 +42,13 @@ class Spread:
 
 
 def mould_of(app: TaskQ, task: str, options: Options) -> Mould | Spread:
-    """Return what casts the calls of a task under some options."""
+    """Return what casts the calls of a task under some options.
+
+    Raises:
+        ConfigError: they are to wait for replicas, of which there can be none.
+
+    """
+    app.awaited_replicas(options.durability)
     queue = options.queue or app.config.default_queue
     if app.partitions.count(queue) == 1:
         return Mould(app, task, options)

@@ -413,12 +413,29 @@ def test_a_master_that_is_demoted_while_replicas_are_waited_for_proves_nothing(
 
 
 def test_one_redis_without_replicas_says_so_at_the_call(redis_url: str, namespace: str) -> None:
-    for url in (redis_url, f"memory://{namespace}"):
-        with new_app(url, namespace, durability="replicas:1", enqueue_deadline=SHORT) as app:
-            with pytest.raises(EnqueueUncertain, match="stands on the master"):
-                add(app).delay(1, 2)
-            with pytest.raises(EnqueueUncertain):
-                app.enqueue_many([add(app).s(1, 2)])
+    with new_app(redis_url, namespace, durability="replicas:1", enqueue_deadline=SHORT) as app:
+        with pytest.raises(EnqueueUncertain, match="stands on the master"):
+            add(app).delay(1, 2)
+        with pytest.raises(EnqueueUncertain):
+            app.enqueue_many([add(app).s(1, 2)])
+
+
+def test_where_there_can_be_no_replicas_nothing_is_sent(namespace: str, awaited: Awaited) -> None:
+    with new_app(f"memory://{namespace}", namespace, enqueue_deadline=PATIENT) as app:
+        dead, asked = letters(app, 2), add(app, durability="replicas:1")
+        sends: Verbs = {
+            "delay": lambda: asked.delay(1, 2),
+            "adelay": lambda: awaited(asked.adelay(1, 2), app),
+            "later": lambda: add(app, durability="replicas:1", countdown=9).delay(1, 2),
+            "many": lambda: app.enqueue_many([add(app).s(1, 2), asked.s(1, 2)]),
+        }
+        others = f"memory://{namespace}"
+        with new_app(others, namespace, durability="replicas:1") as strict:
+            for send in (*sends.values(), *verbs_beside(strict, dead, awaited).values()):
+                with pytest.raises(ConfigError, match="memory:// has no replicas"):
+                    send()
+        assert app.broker.call("LLEN", keys.ready(namespace, "default", "add")) == 0
+        assert len(app.dead.list()) == 2
 
 
 def test_each_is_told_how_many_replicas_have_it_when_its_own_time_is_up(
