@@ -215,10 +215,14 @@ def _expire(window: _Window[F]) -> Steps[F]:
 
 def _complain(window: _Window[F]) -> Steps[F]:
     places = {(ones[0].app_name, ones[0].place) for ones in window.open.values()}
+    told: set[tuple[str, str]] = set()
     for app, place in sorted(places):
         queue = keys.queue_of(place)
+        if (app, queue) in told:
+            continue  # of another partition
         survey = yield Run(queries.survey(keys.base(app, place), queue))
         if isinstance(survey, queries.Survey) and not survey.workers:
+            told.add((app, queue))
             hint = "" if queue == "default" else f" -Q {queue}"
             log.warning(
                 "no live worker serves the queue %r: start one with `taskq worker -A <module>%s`",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections import Counter
@@ -21,10 +22,12 @@ from taskq import (
     Interrupted,
     Queue,
     Rescheduling,
+    ResultTimeout,
     State,
     TaskQ,
 )
 from taskq.broker import keys
+from taskq.client import watch
 from taskq.model import queues
 from taskq.testing import running_worker
 from tests.eventually import until
@@ -96,6 +99,17 @@ def waiting(app: TaskQ) -> int:
 
 def partition_of(address: str) -> int:
     return int(address.partition("@mail")[2].removeprefix("/") or 0)
+
+
+def test_that_there_is_no_worker_is_told_once_for_all_partitions(
+    idle: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "PATIENCE_SECONDS", 0.1)
+    results = idle.square.map(range(2 * COUNT))
+    with caplog.at_level(logging.WARNING), pytest.raises(ResultTimeout):
+        taskq.gather(results, timeout=3)
+    (text,) = (record.getMessage() for record in caplog.records)
+    assert "no live worker serves the queue 'mail'" in text
 
 
 class TestChoice:
