@@ -17,16 +17,28 @@ from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS
 from taskq.broker.line import AllInUse, Line
-from taskq.broker.sockets import can_read
+from taskq.broker.sockets import SOCKET_TIMEOUT, can_read
 from taskq.broker.sync import AT_ONCE, Broker
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 
 T = TypeVar("T")
 
+# So long a node may take to be connected to, however little time is left.
+_CONNECT_SECONDS = 2.0
+
 
 class NodeLine(Line):
     """A line to the node that has one queue. It publishes as that node can."""
+
+    def send(self, *arguments: Any) -> None:
+        """Send one command; see `Line.send`. Where others found the node silent, do not wait."""
+        if self._connection is not None and self.endpoint.silent:
+            self.close()
+            # To connect anew is for the next call: WAIT, on another connection, proves nothing.
+            msg = f"{self.endpoint.place}: a node does not answer"
+            raise BrokerUnavailable(msg)
+        super().send(*arguments)
 
     def begin(self, command: Command[T]) -> None:
         """Send a script call; see `Line.begin`."""
@@ -36,6 +48,11 @@ class NodeLine(Line):
     def load(self, command: Command[T]) -> T:
         """Run a script call by the script's text; see `Line.load`."""
         return super().load(command.publishing(self.endpoint.publish))
+
+    def _connect(self) -> Any:
+        left = max(self.until - clock.monotonic(), _CONNECT_SECONDS)
+        self._connection = self.endpoint.open(min(left, SOCKET_TIMEOUT))
+        return self._connection
 
     def fileno(self) -> int:
         """Return the descriptor of the open connection, for a selector; -1 where it is closed."""

@@ -26,6 +26,7 @@ from taskq.broker.guides import (
     Hello,
     Question,
     Sentinels,
+    Slots,
     pairs,
     slot_of,
     spelt,
@@ -97,6 +98,11 @@ class Endpoint:
         return there
 
     @property
+    def silent(self) -> bool:
+        """Whether the node of a cluster that has the queue did not answer, to whomever it was."""
+        return isinstance(self._guide, Slots) and self._guide.is_silent(self._slot)
+
+    @property
     def publish(self) -> str:
         """The word by which outcomes are published."""
         return "SPUBLISH" if self.sharded else "PUBLISH"
@@ -139,10 +145,21 @@ class Endpoint:
             return []
         return [(one.address, self._ask(guide, one)) for one in guide.questions()]
 
-    def translate(self, error: Exception, *, sent: bool) -> BrokerError:
-        """Return what a client error means to us, and take note of it."""
+    def translate(
+        self, error: Exception, *, sent: bool, waited: float = SOCKET_TIMEOUT
+    ) -> BrokerError:
+        """Return what a client error means to us, and take note of it.
+
+        `waited` says for how many seconds an answer was waited for, if none came.
+        """
         error = faults.classed(error)
         if self._guide is not None:
+            if (
+                isinstance(self._guide, Slots)
+                and waited >= _GREET_SECONDS
+                and faults.is_late(error)
+            ):
+                self._guide.note_silent(self._slot)
             self._guide.heed(self._slot, error)
         if self.clustered and isinstance(error, AskError):  # or MovedError, which is one
             # ASK: some keys of the queue are here, some there. Scripts wait until all are there.
@@ -156,7 +173,7 @@ class Endpoint:
         try:
             connection.connect()
         except CLIENT_ERRORS as error:
-            raise self.translate(error, sent=False) from error
+            raise self.translate(error, sent=False, waited=timeout) from error
         except BaseException:
             # Interrupted half way: nobody else knows of this connection.
             connection.disconnect()

@@ -74,6 +74,13 @@ def distrusts(error: Exception) -> bool:
     return "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
+def is_late(error: Exception) -> bool:
+    """Whether no answer came in time, of any kind."""
+    # The last is a socket's limit, by the system; see `sockets.py`.
+    late = isinstance(error, (TimeoutError, redis.TimeoutError))
+    return late or isinstance(error.__context__, BlockingIOError)
+
+
 def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:
     """Return what a client error means to us; `sent`: the request may have arrived."""
     if isinstance(error.__context__, BlockingIOError):  # see `sockets.py`

@@ -22,6 +22,7 @@ from redis.exceptions import (
 
 from taskq.broker.faults import distrusts, told
 from taskq.errors import BrokerError, BrokerUnavailable
+from taskq.model import clock
 
 # Host and port.
 Address: TypeAlias = tuple[str, int]
@@ -30,6 +31,9 @@ Hello: TypeAlias = Mapping[bytes, Any]
 
 # A sentinel or a node that does not answer in that time is not waited for.
 ASK_SECONDS = 1.0
+# For so long nobody waits for a node that was silent, but the one who tries it again: longer than
+# that takes, and shorter than calls are tried.
+_SPARE_SECONDS = 5.0
 
 
 class Misplaced(BrokerError):
@@ -142,6 +146,10 @@ class Slots:
         self._ranges: list[tuple[int, int, Address]] = []
         # What nodes said of single slots since.
         self._moved: dict[int, Address] = {}
+        # Where those who asked for a slot were sent last; and nodes that did not answer in time,
+        # with the monotonic instant from which on one caller may try them again.
+        self._sent: dict[int, Address] = {}
+        self._silent: dict[Address, float] = {}
 
     def owner(self, slot: int) -> Address | None:
         """Return who has a slot, as far as is known."""
@@ -159,10 +167,23 @@ class Slots:
         if owner is None:
             msg = f"{self._place}: no node has the slot {slot}"
             raise BrokerUnavailable(msg)
+        self._sent[slot] = owner
+        self._spare(owner)
         return owner
+
+    def note_silent(self, slot: int) -> None:
+        """Note that no answer came in time from where a caller was sent."""
+        address = self._sent.get(slot)
+        if address is not None:
+            self._silent.setdefault(address, 0.0)
+
+    def is_silent(self, slot: int) -> bool:
+        """Whether the node did not answer in time to whom it was asked by last."""
+        return self._sent.get(slot) in self._silent
 
     def check(self, address: Address, hello: Hello) -> None:
         """Leave a node that was demoted, or is of no cluster."""
+        self._silent.pop(address, None)
         if _is_replica(hello):
             self._doubt()
             msg = f"{self._place}: {spelt(address)} is a replica by now"
@@ -186,11 +207,26 @@ class Slots:
     def _doubt(self) -> None:
         self._ranges, self._moved = [], {}
 
+    def _spare(self, address: Address) -> None:
+        """Let one caller wait for a node that is silent, and nobody else meanwhile.
+
+        A thread has lines to several partitions: it would wait for each of them.
+        """
+        until, now = self._silent.get(address), clock.monotonic()
+        if until is None:
+            return
+        if now < until:
+            self._doubt()  # another may have taken its place by now
+            msg = f"{self._place}: {spelt(address)} does not answer"
+            raise BrokerUnavailable(msg)
+        self._silent[address] = now + _SPARE_SECONDS
+
     def _learn(self, slot: int) -> Generator[Question, Any, None]:
         """Ask one node after the other, until one knows whose a slot is."""
         last, distrusted, answered = "", 0, False
         self._known = [*self._known[1:], *self._known[:1]]
-        asked = dict.fromkeys([*self._known, *self._seeds])
+        known = dict.fromkeys([*self._known, *self._seeds])
+        asked = sorted(known, key=self._silent.__contains__)
         for address in asked:
             reply = yield Question(address, ("CLUSTER", "SLOTS"))
             if isinstance(reply, Exception):

@@ -34,6 +34,8 @@ _AWAY_SECONDS = 0.3
 # How long after its time a blocked call may be answered.
 _SILENT_SECONDS = 2.0
 _LEAST_SECONDS = 0.25
+# So long may a node keep the others' bells from being heard.
+_KICK_SECONDS = 0.5
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -118,7 +120,11 @@ class Bell:
             clock.sleep(_AWAY_SECONDS)
             return None
         first = _first_to_answer(standing)
-        return None if first is None else first.hear()
+        if first is None:
+            return None
+        # The others come first next time, or one that answers again and again would drown them.
+        self._posts = [*(post for post in self._posts if post is not first), first]
+        return first.hear()
 
 
 class Post:
@@ -164,6 +170,7 @@ class Post:
                 self.asked = wanted
             elif self.asked and not wanted.keys() <= self.asked.keys():
                 self._kicker = self._kicker or NodeLine(self._line.endpoint)
+                self._kicker.until = clock.monotonic() + _KICK_SECONDS
                 self._kicker.run(self.kick)
         except BrokerError as error:
             self._leave(error)

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from taskq.broker import commands, keys, queries
+from taskq.broker import commands, connection, keys, queries
 from taskq.broker.cluster import AsyncClusterBroker, ClusterBroker, Lines, base_of
 from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
 from taskq.broker.guides import Misplaced
 from taskq.broker.sync import MOST_LINES, MOST_STREAMS
 from taskq.errors import BrokerError, BrokerUnavailable, ConfigError
+from taskq.model import clock
 from tests.broker.drivers import DRIVERS, Awaited, Blocking, all_of
 from tests.broker.queues import ADD, Queue
 from tests.eventually import until
@@ -376,6 +377,71 @@ def test_one_server_has_one_line_for_all_queues(server: Server, namespace: str) 
     first.call("TIME")
     assert first.endpoint.publish == "PUBLISH"
     lines.close()
+
+
+@pytest.mark.slow
+def test_a_node_that_is_silent_is_waited_for_by_one_at_a_time(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "SOCKET_TIMEOUT", 1.0)
+    with Cluster() as cluster:
+        lines, base = Lines(Endpoint(cluster.url)), keys.base(namespace, "default")
+        silent = cluster.owner(base)
+        others = (keys.base(namespace, f"q{number}") for number in range(100))
+        beside = [one for one in others if cluster.owner(one) is silent][:20]
+        for one in (base, *beside):
+            lines.of(one).call("GET", f"{one}x")
+        silent.pause()
+        try:
+            with pytest.raises(BrokerError):
+                lines.of(base).call("GET", f"{base}x")
+            began = clock.monotonic()
+            for one in beside:
+                # The first of these connects anew, and finds out the same.
+                for _ in range(2):
+                    with pytest.raises(BrokerUnavailable):
+                        lines.of(one).call("GET", f"{one}x")
+            assert clock.monotonic() - began < len(beside) / 2
+        finally:
+            silent.resume()
+        until(functools.partial(answers, lines, base), 30)
+        assert all(lines.of(one).call("GET", f"{one}x") is None for one in beside)
+        lines.close()
+
+
+def answers(lines: Lines, base: str) -> bool:
+    try:
+        return lines.of(base).call("GET", f"{base}x") is None
+    except BrokerUnavailable:
+        return False
+
+
+def test_a_line_to_a_silent_node_is_not_replaced_within_a_call(
+    cluster: Cluster, namespace: str
+) -> None:
+    """WAIT on a new connection would be told that replicas have what was never written there."""
+    endpoint, base = Endpoint(cluster.url), keys.base(namespace, "default")
+    lines = Lines(endpoint)
+    line = lines.of(base)
+    line.call("SET", f"{base}x", "1")
+    line.endpoint.translate(TimeoutError(), sent=True)
+    with pytest.raises(BrokerUnavailable, match="does not answer"):
+        line.call("WAIT", 0, 1)
+    assert line.call("GET", f"{base}x") == b"1"
+    lines.close()
+
+
+def test_who_did_not_wait_long_does_not_call_a_node_silent(
+    cluster: Cluster, namespace: str
+) -> None:
+    endpoint = Endpoint(cluster.url).at(keys.base(namespace, "default"))
+    endpoint.open().disconnect()
+    endpoint.translate(TimeoutError(), sent=False, waited=0.1)
+    assert not endpoint.silent
+    endpoint.translate(TimeoutError(), sent=False)
+    assert endpoint.silent
+    endpoint.open().disconnect()
+    assert not endpoint.silent
 
 
 @pytest.mark.slow

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import taskq
-from taskq import TaskQ
+from taskq import Queue, TaskQ
 from taskq.broker import keys
+from taskq.model.queues import of_key
 from taskq.testing import running_worker
 from tests.eventually import let_pass, until
 from tests.fleets import Cluster, calls_of
@@ -130,3 +131,33 @@ def test_a_schedule_that_is_made_is_heard_of_at_its_queues_node(
 def listeners(client: Any, channel: str) -> int:
     """Return how many listen to a channel at this node."""
     return int(client.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1])
+
+
+@pytest.mark.slow
+def test_a_node_that_is_silent_keeps_no_other_partition_waiting(namespace: str) -> None:
+    """As after a host was lost: connections to it stay open, and nothing comes."""
+    with Cluster() as cluster:
+        queue = Queue("mail", partitions=8)
+        app = TaskQ(namespace, url=cluster.url, secret=SECRET, queues=[queue])
+
+        @app.task(name="echo", queue="mail")
+        def echo(value: int) -> int:
+            return value
+
+        owners = [
+            cluster.owner(keys.base(namespace, place)) for place in app.partitions.places("mail")
+        ]
+        silent = max(cluster.masters, key=owners.count)
+        assert owners.count(silent) > 1
+        with running_worker(app):
+            assert taskq.gather(echo.map(range(80)), timeout=30) == list(range(80))
+            silent.pause()
+            try:
+                for key in range(40):
+                    if owners[of_key(str(key), 8)] is not silent:
+                        one = echo.options(partition_key=key).delay(key)
+                        assert one.get(timeout=15) == key
+            finally:
+                silent.resume()
+            assert taskq.gather(echo.map(range(80)), timeout=60) == list(range(80))
+        app.close()
