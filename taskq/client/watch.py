@@ -130,8 +130,7 @@ def follow(waiter: Waiter, results: Iterable[F], wait: Wait) -> Steps[F]:
                 wait.missed = False
                 reread_at = clock.monotonic() + REREAD_SECONDS
                 unread = list(window.open)
-            if unread and not wait.news and _sent_just_now(window.open[unread[0]][0]):
-                yield Pause(_HARDLY_SECONDS)
+            yield from _linger(window, unread, wait)
             settled = yield from _news(window, wait)
             settled += yield from _read(window, unread)
             waiter.unsubscribe({channel_of(result) for result in settled}, wait)
@@ -229,6 +228,12 @@ def _complain(window: _Window[F]) -> Steps[F]:
                 queue,
                 hint,
             )
+
+
+def _linger(window: _Window[F], unread: list[bytes], wait: Wait) -> Steps[F]:
+    """Let what was sent just now be told, before it is asked for."""
+    if unread and not wait.news and _sent_just_now(window.open[unread[0]][0]):
+        yield Pause(_HARDLY_SECONDS)
 
 
 def _sent_just_now(result: Followed) -> bool:

@@ -56,7 +56,7 @@ def shop(new_app: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("awaited", [False, True])
 def test_what_is_answered_at_once_is_heard_and_not_asked_for(
-    shop: Any, monkeypatch: pytest.MonkeyPatch, awaited: bool
+    shop: Any, monkeypatch: pytest.MonkeyPatch, *, awaited: bool
 ) -> None:
     asked: list[tuple[Any, ...]] = []
 
