@@ -18,8 +18,8 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from taskq.broker.guides import Address, Sentinels
-from taskq.errors import BrokerError
+from taskq.broker.guides import Address, Sentinels, spelt
+from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 
 log = logging.getLogger("taskq.broker")
@@ -29,6 +29,8 @@ _CHANNEL = "+switch-master"
 # sentinel is still there; and how long that may be silent.
 _LISTEN_SECONDS = 1.0
 _SILENT_SECONDS = 3.0
+# The others hear of it by what sentinels say every two seconds.
+_STALE_SECONDS = 10.0
 # Where no sentinel answers; and where they refuse to tell.
 _AWAY_SECONDS = 0.5
 _REFUSED_SECONDS = 10.0
@@ -50,15 +52,25 @@ class Switches:
     def _reset(self) -> None:
         # Open connections, blocking and awaited, and to whom they lead.
         self._known: weakref.WeakKeyDictionary[Any, Address] = weakref.WeakKeyDictionary()
+        # Masters that were replaced, and until when another sentinel may not know it.
+        self._left: dict[Address, float] = {}
         self._lock = threading.Lock()
         # The process in which the thread runs; 0 where none does.
         self._pid = 0
 
     def watch(self, connection: Any, address: Address) -> None:
-        """Cut a connection once another server is the master."""
+        """Cut a connection once another server is the master.
+
+        Raises:
+            BrokerUnavailable: it was told already that another one is.
+
+        """
         if self._pid not in (0, os.getpid()):
             # After a fork: thread and connections are the parent's.
             self._reset()
+        if clock.monotonic() < self._left.get(address, 0.0):
+            msg = f"{spelt(address)} was named as the master, and was replaced just now"
+            raise BrokerUnavailable(msg)
         with self._lock:
             self._known[connection] = address
             if not self._pid:
@@ -109,12 +121,18 @@ class Switches:
     def _look(self) -> None:
         """Ask who the master is: it may have become another before anybody listened."""
         with contextlib.suppress(BrokerError):
-            self._leave(self._find())
+            master = self._find()
+            self._left.pop(master, None)
+            self._leave(master)
 
     def _heed(self, words: list[str]) -> None:
         """Leave a master: the words are the service, its host and port, those of the new one."""
         if len(words) == 5 and words[0] == self._guide.service:
-            self._leave((words[3], int(words[4])))
+            old, new = (words[1], int(words[2])), (words[3], int(words[4]))
+            # First this: who is on the way to the old one is not known yet.
+            self._left[old] = clock.monotonic() + _STALE_SECONDS
+            self._left.pop(new, None)
+            self._leave(new)
 
     def _leave(self, master: Address) -> None:
         """Cut what does not lead to the master."""

@@ -128,6 +128,21 @@ def test_a_master_that_is_demoted_is_left_at_once(
     fleet.settle()
 
 
+def test_a_master_that_was_replaced_is_not_gone_back_to(fleet: SentinelSet, kind: Kind) -> None:
+    """One sentinel has told of another master, and the one that is asked has not heard of that."""
+    driver = kind(fleet.url, deadline=0.5)
+    driver.call("PING")
+    switches = driver._broker.endpoint._switches
+    assert switches is not None
+    master = f"{HOST} {fleet.primary.port}"
+    switches._heed(f"{SERVICE} {master} {HOST} 1".split())
+    with pytest.raises(BrokerUnavailable, match="was replaced just now"):
+        driver.call("PING")
+    switches._heed(f"{SERVICE} {HOST} 1 {master}".split())
+    assert driver.call("PING") == b"PONG"
+    driver.close()
+
+
 def test_nobody_listens_to_sentinels_for_connections_that_are_closed(
     fleet: SentinelSet, kind: Kind
 ) -> None:
