@@ -38,17 +38,11 @@ class Wire:
         self._may_end = threading.Semaphore(0)
 
     def run(self, some: Sequence[Outgoing], *, within: float) -> str:
-        self.calls.append([each.message.id for each in some])
-        self.withins.append(within)
-        end = self._ends.pop(0) if self._ends else None
-        self._begun.release()
-        assert self._may_end.acquire(timeout=5)
-        if isinstance(end, BaseException):
-            raise end
-        return end or "o" * len(some)
+        return self._answer(some, self._take(some, within))
 
     async def arun(self, some: Sequence[Outgoing], *, within: float) -> str:
-        return await asyncio.to_thread(self.run, some, within=within)
+        # In the order in which they are sent: that of the threads is another one.
+        return await asyncio.to_thread(self._answer, some, self._take(some, within))
 
     def wait_for(self, calls: int) -> None:
         for _ in range(calls):
@@ -56,6 +50,18 @@ class Wire:
 
     def let_go(self, calls: int = 100) -> None:
         self._may_end.release(calls)
+
+    def _take(self, some: Sequence[Outgoing], within: float) -> BaseException | str | None:
+        self.calls.append([each.message.id for each in some])
+        self.withins.append(within)
+        return self._ends.pop(0) if self._ends else None
+
+    def _answer(self, some: Sequence[Outgoing], end: BaseException | str | None) -> str:
+        self._begun.release()
+        assert self._may_end.acquire(timeout=5)
+        if isinstance(end, BaseException):
+            raise end
+        return end or "o" * len(some)
 
 
 class Senders:
