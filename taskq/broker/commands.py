@@ -16,6 +16,7 @@ from taskq.model import control
 from taskq.model.message import Message
 
 T_co = TypeVar("T_co", covariant=True)
+S = TypeVar("S", "Outgoing", "Lot")
 Argument: TypeAlias = bytes | str | int
 
 MOST_MESSAGES = 1000
@@ -68,6 +69,39 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     def __repr__(self) -> str:
         """Name the place, and show no bytes."""
         return f"Outgoing({self.lane}, {len(self.raw)} bytes)"
+
+    @property
+    def task(self) -> str:
+        """The name of its task."""
+        return self.message.envelope.task
+
+    @property
+    def name(self) -> str:
+        """What people know it by: the text given as its id, or the id."""
+        return self.message.envelope.name or self.message.id
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return len(self.raw)
+
+
+class Lot(msgspec.Struct, frozen=True):
+    """Messages on their way that go to one ready list, with one label, at one time."""
+
+    lane: str
+    label: bytes
+    due: str | None
+    raws: list[bytes]
+
+    def __repr__(self) -> str:
+        """Name the place, and show no bytes."""
+        return f"Lot({self.lane}, {len(self.raws)} messages)"
+
+    @property
+    def size(self) -> int:
+        """How many bytes they have."""
+        return sum(map(len, self.raws))
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
@@ -197,21 +231,29 @@ class Exchanged(msgspec.Struct, frozen=True):
 
 def enqueue(base: str, outgoing: Sequence[Outgoing]) -> Command[str]:
     """Queue at most 1,000 messages. Reads as one letter each."""
+    return enqueue_lots(base, _lots(outgoing))
+
+
+def enqueue_lots(base: str, lots: Iterable[Lot]) -> Command[str]:
+    """Queue at most 1,000 messages; as `enqueue`."""
     arguments: list[Argument] = []
-    for (lane, label), lot in itertools.groupby(outgoing, _lot):
-        messages = [one.raw for one in lot]
-        arguments += (lane, label, len(messages))
-        arguments += messages
+    for lot in lots:
+        arguments += (lot.lane, lot.label, len(lot.raws))
+        arguments += lot.raws
     return Command(scripts.load("enqueue"), base, arguments, _text)
 
 
 def schedule(base: str, outgoing: Sequence[Outgoing]) -> Command[str]:
     """Keep at most 1,000 messages until they are due. Reads as one letter each."""
+    return schedule_lots(base, _lots(outgoing))
+
+
+def schedule_lots(base: str, lots: Iterable[Lot]) -> Command[str]:
+    """Keep at most 1,000 messages until they are due; as `schedule`."""
     arguments: list[Argument] = []
-    for (lane, due, label), lot in itertools.groupby(outgoing, _waiting_lot):
-        messages = [one.raw for one in lot]
-        arguments += (lane, due, label, len(messages))
-        arguments += messages
+    for lot in lots:
+        arguments += (lot.lane, lot.due or "+0", lot.label, len(lot.raws))
+        arguments += lot.raws
     return Command(scripts.load("schedule"), base, arguments, _text)
 
 
@@ -230,12 +272,25 @@ def send(
 
     At most 1,000 messages and 4 MiB go into one.
     """
-    now = sorted((one for one in outgoing if one.due is None), key=_lot)
+    now = sorted((one for one in outgoing if one.due is None), key=_place_of)
     later = [one for one in outgoing if one.due is not None]
     for page in _pages(now):
         yield page, enqueue(base, page)
     for page in _pages(later):
         yield page, schedule(base, page)
+
+
+def send_lots(base: str, lots: Sequence[Lot]) -> Iterable[tuple[Sequence[Lot], Command[str]]]:
+    """Return the commands that send at most 1,000 messages, each with the lots it takes.
+
+    At most 4 MiB go into one: a lot of more than that must have one message.
+    """
+    now = sorted((lot for lot in lots if lot.due is None), key=_place_of)
+    later = [lot for lot in lots if lot.due is not None]
+    for page in _pages(now):
+        yield page, enqueue_lots(base, page)
+    for page in _pages(later):
+        yield page, schedule_lots(base, page)
 
 
 def enrol(
@@ -368,25 +423,28 @@ def discard(
     return Command(scripts.load("discard"), base, arguments, _count_and_next)
 
 
-def _pages(outgoing: Sequence[Outgoing]) -> Iterable[Sequence[Outgoing]]:
-    page: list[Outgoing] = []
+def _pages(sendings: Iterable[S]) -> Iterable[list[S]]:
+    page: list[S] = []
     size = 0
-    for one in outgoing:
-        if page and (len(page) == MOST_MESSAGES or size + len(one.raw) > MOST_BYTES):
+    for one in sendings:
+        more = one.size
+        if page and (len(page) == MOST_MESSAGES or size + more > MOST_BYTES):
             yield page
             page, size = [], 0
         page.append(one)
-        size += len(one.raw)
+        size += more
     if page:
         yield page
 
 
-def _lot(outgoing: Outgoing) -> tuple[str, bytes]:
-    return outgoing.lane, outgoing.label
+def _lots(outgoing: Sequence[Outgoing]) -> Iterable[Lot]:
+    """Return messages by where they go, in their order."""
+    for (lane, label, due), some in itertools.groupby(outgoing, _place_of):
+        yield Lot(lane, label, due, [one.raw for one in some])
 
 
-def _waiting_lot(outgoing: Outgoing) -> tuple[str, str, bytes]:
-    return outgoing.lane, outgoing.due or "+0", outgoing.label
+def _place_of(one: Outgoing | Lot) -> tuple[str, bytes, str]:
+    return one.lane, one.label, one.due or ""
 
 
 _kind_and_number = operator.attrgetter("kind", "number")

@@ -205,7 +205,7 @@ class TaskQ:
     def result(self, id: str) -> Result[Any]:
         """Return the handle on the message at that address."""
         name, place = keys.parse_address(id)
-        return Result(self, name, place)
+        return Result(self, name, place, self.wire_id(name))
 
     @property
     def dead(self) -> DeadLetters:

@@ -304,9 +304,7 @@ class _Opened:
             keys.base(self._app.name, self._queue), letter.id, letter.died, letter.lane, raw
         ).lasting(self._app.replicas(envelope.task))
         stored = not envelope.ignore_result
-        handle: Result[Any] = Result(
-            self._app, id, self._queue, wire_id=id, task=envelope.task, stored=stored
-        )
+        handle: Result[Any] = Result(self._app, id, self._queue, id, envelope.task, stored)
         return command, handle
 
     @property

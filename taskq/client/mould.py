@@ -6,11 +6,12 @@ Made once for a batch: what is left for each call is to write, sign and number i
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from taskq.broker import keys, records
-from taskq.broker.commands import Outgoing
+from taskq.broker.commands import Lot, Outgoing
+from taskq.client.result import Result
 from taskq.client.signature import Options
 from taskq.config import replicas, seconds
 from taskq.errors import MessageTooLarge, SerializationError
@@ -42,7 +43,7 @@ class Mould:
         priority = keys.DEFAULT_PRIORITY if options.priority is None else options.priority
         ttl, headers = options.result_ttl, options.headers
         self.base = keys.base(app.name, queue)
-        self._app, self._task, self.options = app, task, options
+        self._app, self.task, self.options = app, task, options
         self.replicas = replicas(options.durability or config.durability)
         self._seal = app.seal(Domain.MESSAGE, queue)
         self._serializer = options.serializer or config.serializer
@@ -50,6 +51,8 @@ class Mould:
         self._lane = keys.lane(task, priority)
         self._due = options.due
         self._id = None if options.id is None else app.wire_id(options.id)
+        self._stored = not options.ignore_result
+        self._partition = partition
         # An id says its partition.
         self._new_id = (
             message.new_id
@@ -84,25 +87,43 @@ class Mould:
         return written
 
     def cast(self, written: Written) -> Outgoing:
-        """Return the signed message of a call, ready to be sent."""
-        return self.cast_all([written])[0]
-
-    def cast_all(self, calls: Iterable[Written]) -> list[Outgoing]:
-        """Return the signed messages of calls made now; each has an id of its own."""
-        options, task, lane, due = self.options, self._task, self._lane, self._due
-        ttl_ms, headers, seal, new_id = self._ttl_ms, self._headers, self._seal, self._new_id
-        soft_ms, hard_ms = self._limits_ms
+        """Return the signed message of a call made now, ready to be sent."""
+        how, body = written
         now_ms, (expires_ms, deadline_ms) = clock.now_ms(), self._ends()
+        one = self._message(now_ms, expires_ms, deadline_ms, how, body)
         label = records.label(self._mark, expires_ms)
-        outgoing: list[Outgoing] = []
-        for how, body in calls:
-            envelope = Envelope(
-                task, now_ms, how, body, options.id, options.ignore_result, ttl_ms, headers,
-                soft_ms, hard_ms, deadline_ms,
-            )  # fmt: skip
-            one = Message(self._id or new_id(now_ms), expires_ms, envelope)
-            outgoing.append(Outgoing(one, message.encode(one, seal), lane, label, due))
-        return outgoing
+        return Outgoing(one, message.encode(one, self._seal), self._lane, label, self._due)
+
+    def cast_all(self, hows: Sequence[str], bodies: Sequence[bytes]) -> tuple[list[str], Lot]:
+        """Return the ids of calls made now, and their signed messages, ready to be sent."""
+        now_ms, (expires_ms, deadline_ms) = clock.now_ms(), self._ends()
+        like = self._message(now_ms, expires_ms, deadline_ms, "", b"")
+        ids = self._ids(now_ms, len(bodies))
+        raws = message.encode_all(like, ids, hows, bodies, self._seal)
+        return ids, Lot(self._lane, records.label(self._mark, expires_ms), self._due, raws)
+
+    def results(self, ids: Iterable[str]) -> list[Result[Any]]:
+        """Return the handles on messages that were cast here."""
+        app, place, task, stored = self._app, self.place, self.task, self._stored
+        name = self.options.id
+        return [Result(app, name or id, place, id, task, stored) for id in ids]
+
+    def _message(
+        self, now_ms: int, expires_ms: int, deadline_ms: int | None, how: str, body: bytes
+    ) -> Message:
+        options, (soft_ms, hard_ms) = self.options, self._limits_ms
+        envelope = Envelope(
+            self.task, now_ms, how, body, options.id, options.ignore_result, self._ttl_ms,
+            self._headers, soft_ms, hard_ms, deadline_ms,
+        )  # fmt: skip
+        return Message(self._id or self._new_id(now_ms), expires_ms, envelope)
+
+    def _ids(self, now_ms: int, count: int) -> list[str]:
+        if self._id:
+            return [self._id] * count
+        ids = message.new_ids(now_ms, count)
+        number, partitions = self._partition
+        return ids if partitions == 1 else [queues.fitted(id, number, partitions) for id in ids]
 
     def _ends(self) -> tuple[int, int | None]:
         """Return when a call made now must have started (0: no matter), and have ended."""
@@ -120,7 +141,7 @@ class Mould:
 
     def _too_large(self, size: int) -> MessageTooLarge:
         msg = (
-            f"{self._task}: the message has {size:,} bytes, over max_message_bytes="
+            f"{self.task}: the message has {size:,} bytes, over max_message_bytes="
             f"{self._most_bytes:,}; store the data elsewhere and send where"
         )
         return MessageTooLarge(msg)
@@ -129,7 +150,7 @@ class Mould:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], error: SerializationError
     ) -> SerializationError:
         """Return the error that names the argument at fault."""
-        task = self._app.tasks.get(self._task)
+        task = self._app.tasks.get(self.task)
         names = task.parameters.names if task else ()
         numbers = (f"number {at}" for at in range(len(names) + 1, len(args) + 1))
         named = zip((*map(repr, names), *numbers), args, strict=False)
@@ -137,8 +158,8 @@ class Mould:
             try:
                 serializers.dumps(self._serializer, value)
             except SerializationError as cause:
-                return SerializationError(f"{self._task}: argument {name}: {cause}")
-        return SerializationError(f"{self._task}: {error}")
+                return SerializationError(f"{self.task}: argument {name}: {cause}")
+        return SerializationError(f"{self.task}: {error}")
 
 
 def _ms(limit: float | None) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from taskq.errors import ConfigError
@@ -45,3 +45,12 @@ class Parameters:
             except TypeError as error:
                 msg = f"{self._task}: {error}"
                 raise TypeError(msg) from None
+
+    def checked(self, calls: Iterable[Iterable[Any]]) -> Iterator[tuple[Any, ...]]:
+        """Return the positional arguments of many calls; `TypeError` where one does not fit."""
+        fewest, most = self._fewest, self._most
+        for call in calls:
+            args = tuple(call)
+            if not fewest <= len(args) <= most:
+                self.check(args, {})
+            yield args

@@ -14,7 +14,7 @@ from taskq.broker import commands, keys, timetable
 from taskq.broker.commands import Command, Outgoing
 from taskq.broker.replication import Unreplicated
 from taskq.broker.timetable import Entry
-from taskq.client import sending
+from taskq.client import batch, sending
 from taskq.client.outlook import Schedule, instant, proven, read, told
 from taskq.client.periodic import Timing, When, check_schedule, define
 from taskq.client.result import Result
@@ -212,8 +212,8 @@ class Planning:
                 error.sent = sent
                 raise
             for one, verdict in zip(page, verdicts, strict=True):
-                if verdict == sending.REFUSED:
-                    raise sending.duplicate(one)
+                if verdict == batch.REFUSED:
+                    raise batch.duplicate(one.task, one.name)
             sent += [sending.handle(self._app, one, queue) for one in page]
         return sent
 

@@ -6,6 +6,8 @@ from collections.abc import Generator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import msgspec
+
 from taskq.broker import commands, keys, queries, records
 from taskq.broker.commands import Command
 from taskq.broker.records import Record
@@ -37,36 +39,23 @@ R_co = TypeVar("R_co", covariant=True)
 _UNSET: Any = object()
 
 
-class Result(Generic[R_co]):
+# A struct: a program may make a million of them at once.
+class Result(msgspec.Struct, Generic[R_co], weakref=True, eq=False):
     """A handle on the outcome of one message. Pickles by its id."""
 
-    # A program may hold a million of them.
-    __slots__ = (
-        "__weakref__", "_last", "_lost", "_name", "_record", "_stored", "_task", "_value",
-        "app", "place", "wire_id",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        app: TaskQ,
-        name: str,
-        place: str,
-        *,
-        wire_id: str | None = None,
-        task: str | None = None,
-        stored: bool = True,
-    ) -> None:
-        # The queue, and which of its partitions; see `keys.place`.
-        self.place = place
-        self.wire_id = wire_id or app.wire_id(name)
-        self.app = app
-        self._name = name
-        self._task = task
-        self._stored = stored
-        self._record: Record | None = None
-        self._lost = False
-        self._last = State.UNKNOWN
-        self._value: R_co = _UNSET
+    app: TaskQ
+    # The id that was given, or else the id.
+    _name: str
+    # The queue, and which of its partitions; see `keys.place`.
+    place: str
+    wire_id: str
+    _task: str | None = None
+    _stored: bool = True
+    # What is known of it, and its value, once that was read.
+    _record: Record | None = None
+    _lost: bool = False
+    _last: State = State.UNKNOWN
+    _value: R_co = _UNSET
 
     @property
     def app_name(self) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 import msgspec
 
-from taskq.broker.commands import Outgoing
 from taskq.config import SERIALIZERS, Seconds, check_name, nearest, replicas, seconds
 from taskq.errors import ConfigError
 from taskq.model import message, queues, times
@@ -185,12 +184,30 @@ class Signature(msgspec.Struct, Generic[R_co], frozen=True):
         """The queue it goes to, whichever of its partitions that will be."""
         return self.options.queue or self.app.config.default_queue
 
-    def fixed(self, one: Outgoing) -> Signature[R_co]:
+    def fixed(self, name: str) -> Signature[R_co]:
         """Return this signature under the id it was sent with: to send it again is safe."""
-        name = one.message.envelope.name or one.message.id
         # It says the partition, whatever said that the first time.
         options = dataclasses.replace(self.options, id=name, partition_key=None)
         return msgspec.structs.replace(self, options=options)
+
+
+class Alike(msgspec.Struct, Generic[R_co], frozen=True):
+    """Calls that differ in their positional arguments alone: the signatures of all of them.
+
+    Who sends them needs no signature of each, which the collector of garbage would look at.
+    """
+
+    # One of them, with other arguments.
+    one: Signature[R_co]
+    rows: Iterable[tuple[Any, ...]]
+
+    def __iter__(self) -> Iterator[Signature[R_co]]:
+        """Return each of them."""
+        return map(self.of, self.rows)
+
+    def of(self, args: tuple[Any, ...]) -> Signature[R_co]:
+        """Return the one with these arguments."""
+        return msgspec.structs.replace(self.one, args=args, kwargs={})
 
 
 def check_known(kind: str, given: Iterable[str], known: Mapping[str, object]) -> None:

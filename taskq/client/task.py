@@ -21,7 +21,7 @@ from typing import (
 from taskq.client.naming import default_name, importable_module
 from taskq.client.parameters import Parameters
 from taskq.client.result import Result
-from taskq.client.signature import CallOptions, Options, Signature, check_known
+from taskq.client.signature import Alike, CallOptions, Options, Signature, check_known
 from taskq.config import MOST_CRASHES, Seconds, check_name
 from taskq.model.context import Context
 from taskq.model.retry import RetryOptions, policy_of
@@ -201,7 +201,7 @@ class Task(Generic[P, R_co]):
     def map(self: Any, items: Iterable[Any], /) -> list[Result[Any]]:
         """Enqueue one call for each item, 1,000 in a round trip."""
         task: Task[..., Any] = self
-        return task.app.enqueue_many(task.s(item) for item in items)
+        return task.app.enqueue_many(task.alike((item,) for item in items))
 
     @overload
     async def amap(self: Callable[[A], Coro[T]], items: Iterable[A], /) -> list[Result[T]]: ...  # type: ignore[misc]  # a Task is such a Callable
@@ -210,7 +210,7 @@ class Task(Generic[P, R_co]):
     async def amap(self: Any, items: Iterable[Any], /) -> list[Result[Any]]:
         """Enqueue one call for each item; as `map`, awaited."""
         task: Task[..., Any] = self
-        return await task.app.aenqueue_many(task.s(item) for item in items)
+        return await task.app.aenqueue_many(task.alike((item,) for item in items))
 
     @overload
     def starmap(self: Task[P, Coro[T]], calls: Iterable[tuple[Any, ...]], /) -> list[Result[T]]: ...
@@ -218,7 +218,7 @@ class Task(Generic[P, R_co]):
     def starmap(self, calls: Iterable[tuple[Any, ...]], /) -> list[Result[R_co]]: ...
     def starmap(self, calls: Iterable[tuple[Any, ...]], /) -> list[Result[Any]]:
         """Enqueue one call for each tuple of arguments."""
-        return self.app.enqueue_many(self._sign(tuple(args), {}) for args in calls)
+        return self.app.enqueue_many(self.alike(calls))
 
     @overload
     async def astarmap(
@@ -228,7 +228,7 @@ class Task(Generic[P, R_co]):
     async def astarmap(self, calls: Iterable[tuple[Any, ...]], /) -> list[Result[R_co]]: ...
     async def astarmap(self, calls: Iterable[tuple[Any, ...]], /) -> list[Result[Any]]:
         """Enqueue one call for each tuple of arguments; as `starmap`, awaited."""
-        return await self.app.aenqueue_many(self._sign(tuple(args), {}) for args in calls)
+        return await self.app.aenqueue_many(self.alike(calls))
 
     def options(self, **options: Unpack[CallOptions]) -> Task[P, R_co]:
         """Return this task with options for the next call; see `Options` for the units.
@@ -249,6 +249,11 @@ class Task(Generic[P, R_co]):
         twin.__dict__.update(self.__dict__)
         twin.call_options = options
         return twin
+
+    def alike(self, calls: Iterable[tuple[Any, ...]]) -> Alike[Any]:
+        """Return calls of positional arguments, not yet sent."""
+        one = Signature[Any](self.app, self.name, (), {}, self.call_options)
+        return Alike(one, self.parameters.checked(calls))
 
     def _applied(
         self, args: Iterable[Any], kwargs: Mapping[str, Any] | None, options: CallOptions

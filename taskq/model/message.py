@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from taskq.config import LARGEST_MESSAGE
 from taskq.errors import ConfigError
-from taskq.model.signing import BadSignature, Seal, rest_of
+from taskq.model.signing import LARGE, BadSignature, Seal, rest_of
 
 MAGIC, VERSION = b"TQ", b"1"
 _BEGINNING = MAGIC + VERSION
@@ -29,7 +30,11 @@ NEVER = b"0" * 13
 # The digit that begins with the bits 10, as RFC 9562 wants it, for any digit.
 _VARIANTS = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
 
-# The random parts of the next ids. Any thread pops; a forked child draws its own.
+# What follows the time in an id: which bits are drawn, and which say version 7 and that variant.
+_TAIL_BYTES = 10
+_DRAWN = bytes.fromhex("0fff3fffffffffffffff")
+_FIXED = bytes.fromhex("70008000000000000000")
+# Those of the next ids. Any thread pops; a forked child draws its own.
 _tails: list[str] = []
 _DRAWN_AT_ONCE = 256
 os.register_at_fork(after_in_child=_tails.clear)
@@ -78,7 +83,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     envelope: Envelope
 
 
-_encode_envelope = msgspec.msgpack.Encoder().encode
+_FIELDS = Envelope.__struct_fields__
+_pack = _encode_envelope = msgspec.msgpack.Encoder().encode
 _decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
 
 
@@ -91,15 +97,25 @@ def new_id(now_ms: int) -> str:
     return f"{now_ms:012x}{tail}"
 
 
+def new_ids(now_ms: int, count: int) -> list[str]:
+    """Return so many new ids, as `new_id` makes them."""
+    moment = f"{now_ms:012x}"
+    return [moment + tail for tail in _drawn(count)]
+
+
 def _draw() -> str:
     """Return what follows the time in an id, and keep more: each call of the system is dear."""
-    digits = os.urandom(10 * _DRAWN_AT_ONCE).hex()
-    tails = [
-        f"7{digits[at : at + 3]}{_VARIANTS[digits[at + 3]]}{digits[at + 4 : at + 19]}"
-        for at in range(0, len(digits), 20)
-    ]
-    _tails.extend(tails[1:])
-    return tails[0]
+    tails = _drawn(_DRAWN_AT_ONCE)
+    tail = tails.pop()
+    _tails.extend(tails)
+    return tail
+
+
+def _drawn(count: int) -> list[str]:
+    # All as one number: to set these bits in each by itself took half a microsecond.
+    size = _TAIL_BYTES * count
+    bits = int.from_bytes(os.urandom(size)) & int.from_bytes(_DRAWN * count)
+    return (bits | int.from_bytes(_FIXED * count)).to_bytes(size).hex(" ", _TAIL_BYTES).split()
 
 
 def renewed_id(id: str, moment_ms: int) -> str:
@@ -135,6 +151,38 @@ def encode(message: Message, seal: Seal) -> bytes:
     expires = b"%013d" % message.expires_ms if message.expires_ms else NEVER
     header = _BEGINNING + seal.mark(len(body)) + message.id.encode() + expires
     return header + seal.tag(header, body) + body
+
+
+def encode_all(
+    like: Message,
+    ids: Iterable[str],
+    serializers: Iterable[str],
+    bodies: Iterable[bytes],
+    seal: Seal,
+) -> list[bytes]:
+    """Return the signed bytes of messages that are like one but for id, serializer and body."""
+    expires = b"%013d" % like.expires_ms if like.expires_ms else NEVER
+    small, large = ((_BEGINNING + mark, tag) for mark, tag in seal.signers)
+    known, before, behind = "", b"", b""
+    raws: list[bytes] = []
+    for id, serializer, body in zip(ids, serializers, bodies, strict=True):
+        if serializer != known:
+            before, behind = _around(like.envelope, serializer)
+            known = serializer
+        # No object for each message, and no field written twice: half of what `encode` takes.
+        envelope = b"".join((before, _pack(body), behind))
+        start, tag = small if len(envelope) <= LARGE else large
+        header = start + id.encode() + expires
+        raws.append(b"".join((header, tag(header, envelope), envelope)))
+    return raws
+
+
+def _around(like: Envelope, serializer: str) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the body in envelopes that differ in it alone."""
+    empty = msgspec.structs.replace(like, serializer=serializer, body=b"")
+    whole, fields = _encode_envelope(empty), msgspec.structs.astuple(empty)
+    behind = b"".join(map(_pack, fields[_FIELDS.index("body") + 1 :]))
+    return whole[: -len(_pack(b"") + behind)], behind
 
 
 def decode(raw: bytes, seal: Seal) -> Message:

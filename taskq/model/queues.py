@@ -52,7 +52,11 @@ def of_key(key: str, count: int) -> int:
 
 def new_id(now_ms: int, partition: int, count: int) -> str:
     """Return a new id that says this partition of so many."""
-    id = message.new_id(now_ms)
+    return fitted(message.new_id(now_ms), partition, count)
+
+
+def fitted(id: str, partition: int, count: int) -> str:
+    """Return a new id, changed so that it says this partition of so many."""
     number = int(id[-_DIGITS:], 16) & _USED
     return f"{id[:-_DIGITS]}{number - number % count + partition:0{_DIGITS}x}"
 

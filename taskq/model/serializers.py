@@ -40,7 +40,14 @@ def dumps(serializer: str, value: Any) -> tuple[str, bytes]:
     """
     try:
         if serializer == PICKLE:
-            return _pickle(value)
+            # Here and not in a function of its own: most values that are written at all.
+            try:
+                data = pickle.dumps(value, _PROTOCOL)
+            except Exception:  # noqa: BLE001 - a lambda, a closure, a local class: by value
+                return _pickle_by_value(value)
+            if _GLOBAL in data and (_SCRIPT in data or cloudpickle.list_registry_pickle_by_value()):
+                return _pickle_by_value(value)
+            return PICKLE, data
         if serializer == JSON:
             return JSON, _json_encode(value)
         return MSGPACK, _msgpack_encode(value)
@@ -69,18 +76,6 @@ def loads(serializer: str, data: bytes) -> Any:
         if serializer.startswith("cloudpickle-") and serializer != BY_VALUE:
             msg += f" (code written by {serializer[12:]}, read by {BY_VALUE[12:]})"
         raise SerializationError(msg) from error
-
-
-def _pickle(value: Any) -> tuple[str, bytes]:
-    try:
-        data = pickle.dumps(value, _PROTOCOL)
-    except Exception:  # noqa: BLE001 - a lambda, a closure, a local class: by value
-        return _pickle_by_value(value)
-    if _GLOBAL not in data:
-        return PICKLE, data
-    if _SCRIPT in data or cloudpickle.list_registry_pickle_by_value():
-        return _pickle_by_value(value)
-    return PICKLE, data
 
 
 def _pickle_by_value(value: Any) -> tuple[str, bytes]:

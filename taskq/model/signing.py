@@ -27,7 +27,8 @@ NO_KEY_ID = b"0" * KEY_ID_BYTES
 
 # What is signed besides a header.
 Body: TypeAlias = bytes | memoryview
-_Tagger: TypeAlias = Callable[[bytes, Body], bytes]
+# Returns the tag over a header and what follows it.
+Tagger: TypeAlias = Callable[[bytes, Body], bytes]
 
 
 class Domain(StrEnum):
@@ -89,7 +90,7 @@ class Seal:
 
     def __init__(self, keys: Sequence[str], domain: Domain, scope: bytes) -> None:
         # By mark: the algorithm's letter and the key's id.
-        self._taggers: dict[bytes, _Tagger] = {}
+        self._taggers: dict[bytes, Tagger] = {}
         for key in keys:
             small, large = _taggers(key, domain, scope)
             self._taggers |= {BLAKE2B + key_id(key): small, HMAC_SHA256 + key_id(key): large}
@@ -98,6 +99,11 @@ class Seal:
         self._small, self._large = (self._taggers.get(mark, _no_tag) for mark in self._marks)
         if not keys:
             self._marks = [UNSIGNED + NO_KEY_ID] * 2
+
+    @property
+    def signers(self) -> tuple[tuple[bytes, Tagger], tuple[bytes, Tagger]]:
+        """Mark and tagger for a body up to `LARGE`, and for a larger one."""
+        return (self._marks[0], self._small), (self._marks[1], self._large)
 
     def mark(self, size: int) -> bytes:
         """Return how a body of `size` bytes is signed: the algorithm's letter, the key's id."""
@@ -142,7 +148,7 @@ class Seal:
         raise BadSignature(msg)
 
 
-def _taggers(key: str, domain: Domain, scope: bytes) -> tuple[_Tagger, _Tagger]:
+def _taggers(key: str, domain: Domain, scope: bytes) -> tuple[Tagger, Tagger]:
     secret = hashlib.blake2b(key.encode(), digest_size=32, person=b"taskq-derive").digest()
     small = hashlib.blake2b(scope, key=secret, digest_size=TAG_BYTES, person=domain.encode())
     large = hmac.new(secret, domain.encode() + b"\0" + scope, hashlib.sha256)

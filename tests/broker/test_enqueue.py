@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taskq.broker import commands, keys
+from taskq.broker.commands import Lot
 from taskq.errors import BrokerFull
 from taskq.model.states import State
 from tests.broker.queues import ADD, CRAWL, MAIL, FullQueue, Queue, refusal
@@ -119,6 +120,27 @@ def test_pages_keep_the_order_within_a_lane_and_part_the_scheduled(queue: Queue)
     assert [page for page, _ in pages] == [[*adds, *mails], [later]]
     assert [queue.run(command) for _, command in pages] == ["o" * 6, "o"]
     assert queue.scheduled() == [later.message.id]
+
+
+def test_lots_are_sent_as_their_messages_are(queue: Queue) -> None:
+    adds, mails, later = queue.messages(3), queue.messages(3, MAIL), queue.messages(2)
+    lots = [
+        Lot(ADD, b"", None, [one.raw for one in adds[:2]]),
+        Lot(MAIL, b"", None, [one.raw for one in mails]),
+        Lot(ADD, b"", "+60000", [one.raw for one in later]),
+        Lot(ADD, b"", None, [adds[2].raw]),
+    ]
+    pages = list(commands.send_lots(queue.base, lots))
+    assert [page for page, _ in pages] == [[lots[0], lots[3], lots[1]], [lots[2]]]
+    assert [queue.run(command) for _, command in pages] == ["o" * 6, "oo"]
+    assert queue.ready() == [one.message.id for one in adds]
+    assert queue.ready(MAIL) == [one.message.id for one in mails]
+    assert queue.scheduled() == [one.message.id for one in later]
+
+
+def test_lots_of_more_than_four_mebibytes_go_apart(queue: Queue) -> None:
+    lots = [Lot(ADD, b"", None, [one.raw]) for one in queue.messages(9, body=b"x" * 1_000_000)]
+    assert [len(page) for page, _ in commands.send_lots(queue.base, lots)] == [4, 4, 1]
 
 
 def test_the_bell_rings_once_for_each_group_that_knows_the_task(queue: Queue) -> None:

@@ -161,6 +161,27 @@ def test_what_could_not_be_sent_can_be_sent_later(app: TaskQ, add: Any) -> None:
     app_away.close()
 
 
+@pytest.mark.parametrize("how", ["map", "starmap"])
+def test_what_a_map_could_not_send_is_given_back_call_by_call(app: TaskQ, how: str) -> None:
+    app_away = TaskQ(app.name, url=NOWHERE, secret="s" * 32, enqueue_deadline=0.2)
+    add = add_of(app_away)
+    with pytest.raises(BrokerUnavailable) as caught:
+        add.map(range(3)) if how == "map" else add.starmap((x, x) for x in range(3))
+    calls = [(x,) if how == "map" else (x, x) for x in range(3)]
+    assert [(one.task, one.args, one.kwargs) for one in caught.value.unsent] == [
+        ("shop.add", args, {}) for args in calls
+    ]
+    # Each under the id with which it was to be sent.
+    assert len({one.options.id for one in caught.value.unsent} - {None}) == 3
+    app_away.close()
+
+
+def test_nothing_is_sent_of_a_map_of_which_one_call_is_wrong(app: TaskQ, add: Any) -> None:
+    with pytest.raises(TypeError, match="too many positional"):
+        add.starmap([(1,), (1, 2), (1, 2, 3)])
+    assert is_empty(app)
+
+
 def add_of(app: TaskQ) -> Any:
     @app.task(name="shop.add")
     def add(x: int, y: int = 0) -> int:

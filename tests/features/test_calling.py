@@ -113,6 +113,36 @@ def test_signatures_of_several_tasks_go_together_and_keep_their_order(shop: Any)
     assert shop.app.enqueue(shop.add.s(1, 1)).get(timeout=5) == 2
 
 
+def test_calls_of_one_lane_start_in_the_order_in_which_they_were_given(new_app: Any) -> None:
+    app: TaskQ = new_app()
+    seen: list[int] = []
+    note = app.task(name="note")(seen.append)
+    ways = [note, note.options(headers={"b": 1}), note.options(priority=5, result_ttl=90)]
+    sent = app.enqueue_many([ways[number % 3].s(number) for number in range(60)])
+    with running_worker(app, threads=1):
+        taskq.gather(sent, timeout=60)
+    assert seen == list(range(60))
+
+
+def test_large_calls_among_small_ones_take_more_round_trips_and_keep_their_order(
+    new_app: Any,
+) -> None:
+    app: TaskQ = new_app()
+    seen: list[int] = []
+
+    @app.task
+    def note(number: int, data: str) -> int:
+        seen.append(number)
+        return len(data)
+
+    sizes = [900_000 if number % 3 else number for number in range(12)]
+    calls = [note.s(number, "x" * size) for number, size in enumerate(sizes)]
+    sent = app.enqueue_many(calls)
+    with running_worker(app, threads=1):
+        assert taskq.gather(sent, timeout=60) == sizes
+    assert seen == list(range(12))
+
+
 def test_a_signature_can_be_sent_again_and_is_another_message(shop: Any) -> None:
     call = shop.add.s(1, 1)
     first, second = shop.app.enqueue_many([call, call])

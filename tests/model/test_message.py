@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 import re
 import uuid
 
@@ -105,6 +107,30 @@ class TestRoundTrip:
         assert raw[44:57] == b"4102444800000"
         assert len(raw[:HEADER_BYTES]) == 57
         assert BODY_AT == HEADER_BYTES + 16
+
+
+class TestManyAtOnce:
+    @pytest.mark.parametrize("secret", [SECRET, None])
+    def test_they_have_the_bytes_that_each_has_alone(self, secret: str | None) -> None:
+        seal = Keyring([secret] if secret else []).seal(Domain.MESSAGE, "shop", "default")
+        fields = {"name": "order-42", "headers": {"trace": [1, "b"]}, "timeout_ms": 30_000}
+        # Around the size from which another algorithm signs.
+        sizes = [0, 1, 255, 256, *range(16_250, 16_390), 70_000]
+        calls = [("json" if size % 3 else "cloudpickle-3.11", b"x" * size) for size in sizes]
+        ids = message.new_ids(clock.now_ms(), len(calls))
+        alone = [
+            Message(id, 4102444800000, Envelope("shop.add", 1767225600000, how, body, **fields))  # type: ignore[arg-type]
+            for id, (how, body) in zip(ids, calls, strict=True)
+        ]
+        raws = message.encode_all(a_message(**fields), ids, *zip(*calls, strict=True), seal)
+        assert raws == [message.encode(one, seal) for one in alone]
+
+    def test_one_without_an_expiry_and_with_a_deadline(self, seal: Seal) -> None:
+        envelope = Envelope("shop.add", 5, "pickle", b"body", deadline_ms=1_700_000_000_000)
+        one = Message(ID, 0, envelope)
+        assert message.encode_all(one, [ID], ["pickle"], [b"body"], seal) == [
+            message.encode(one, seal)
+        ]
 
 
 class TestOldBytes:
@@ -255,6 +281,17 @@ class TestIds:
         monkeypatch.setattr(clock, "now_ms", lambda: next(instants))
         made = [message.new_id(clock.now_ms()) for _ in range(100)]
         assert made == sorted(made)
+
+    def test_many_at_once_are_as_one_is(self) -> None:
+        made = [uuid.UUID(text) for text in message.new_ids(1_700_000_000_000, 3_000)]
+        assert {(one.version, one.variant, one.int >> 80) for one in made} == {
+            (7, uuid.RFC_4122, 1_700_000_000_000)
+        }
+        assert len({*made}) == 3_000
+        # All that is not fixed is drawn.
+        drawn = [one.int for one in made]
+        free = functools.reduce(operator.or_, drawn) ^ functools.reduce(operator.and_, drawn)
+        assert free == 0x0FFF_3FFF_FFFF_FFFF_FFFF
 
     def test_no_two_are_the_same(self) -> None:
         assert len({message.new_id(clock.now_ms()) for _ in range(10_000)}) == 10_000
