@@ -56,7 +56,7 @@ for i = first, #ARGV, 2 do
 end
 -- The first write adds, so that a full Redis refuses here, with nothing done.
 if #fresh > 0 then
-  push(lane, fresh, 1, #fresh)
+  push(lane, fresh)
   call('MSET', unpack(records))
 end
 local waits = following ~= NO_TICK and tonumber(due) <= now and overlap == 'q' and 'w' or '-'

@@ -9,7 +9,7 @@ if call('EXISTS', record) == 1 then return 'd' end
 if call('ZSCORE', base .. 'dead', id) ~= died then return 'no' end
 local expires = sub(message, 45, 57)
 -- The first write adds, so that a full Redis refuses here, with nothing done.
-push(lane, {message}, 1, 1)
+push(lane, {message})
 call('SET', record, expires == '0000000000000' and 'Q' or 'Q--------' .. expires)
 call('ZREM', base .. 'dead', id)
 call('HDEL', base .. 'dead:m', id)

@@ -10,7 +10,7 @@ if call('EXISTS', base .. 'm:' .. id) == 1 then return 'd' end
 local state = state_of(name)
 if not state or revision_of(state) ~= ARGV[2] then return 'stale' end
 -- The first write adds, so that a full Redis refuses here, with nothing done.
-push(lane, {message}, 1, 1)
+push(lane, {message})
 call('SET', base .. 'm:' .. id, 'Q' .. label)
 save_state(name, {
   sub(state, 1, 42), at, id, more(sub(state, 88, 97), 1),

@@ -50,10 +50,11 @@ local function ring_for(task)
   end
 end
 
--- Queue messages of a list, the first of them to be claimed first.
-local function push(lane, messages, first, last)
-  local length = call('LPUSH', base .. 'ready:' .. lane, unpack(messages, first, last))
-  if length == last - first + 1 then open_lane(lane) end
+-- Queue messages, the first of the list to be claimed first.
+local function push(lane, messages)
+  if call('LPUSH', base .. 'ready:' .. lane, unpack(messages)) == #messages then
+    open_lane(lane)
+  end
   ring_for(task_of(lane))
 end
 
