@@ -104,33 +104,51 @@ class Group:
             BrokerError: what befell the call that carried it.
 
         """
-        call, fresh = _Call(one, self._seconds), True
-        call.woken = woken = threading.Lock()
-        woken.acquire()
-        self._waiting.append(call)
+        call = _Call(one, self._seconds)
         try:
-            while not call.over:
-                place = call.place
-                if place is None:
-                    place = self._free_place()
-                elif place.locked() and not call.overdue:
-                    place = None
-                if place is None:
-                    # It is under way, or in line: whoever holds a place may do so for long.
-                    woken.acquire(timeout=_PATIENCE)
-                else:
-                    with place:
-                        if not call.over:
-                            self._lead(call, place, fresh=fresh)
-                    # After its release: who came before, and found no place, waits for this.
-                    _wake(self._first())
-                fresh = False
+            place = None if self._waiting else self._free_place()
+            if place is None:
+                self._waiting.append(call)
+            else:
+                # Nobody waits, as mostly. To stand in line would take as long as to make the call.
+                with place:
+                    self._send([call], self._limit(call))
+                _wake(self._first())
+            if not call.over:
+                self._stand_in_line(call, fresh=place is None)
         except BaseException:
             # Interrupted: what was not sent must not be sent with a call that comes much later.
             with contextlib.suppress(ValueError):
                 self._waiting.remove(call)
             raise
         return call.outcome()
+
+    def _stand_in_line(self, call: _Call, *, fresh: bool) -> None:
+        """Return when a call is over, which waits to be sent by whoever leads next."""
+        call.woken = woken = threading.Lock()
+        woken.acquire()
+        while not call.over:
+            place = call.place
+            if place is None:
+                place = self._free_place()
+            elif place.locked() and not call.overdue:
+                place = None
+            if place is None:
+                # It is under way, or in line: whoever holds a place may do so for long.
+                woken.acquire(timeout=_PATIENCE)
+            else:
+                with place:
+                    if not call.over:
+                        self._lead(call, place, fresh=fresh)
+                # After its release: who came before, and found no place, waits for this.
+                _wake(self._first())
+            fresh = False
+
+    def _limit(self, call: _Call) -> float:
+        """Return for how many seconds a call goes on that carries one message alone."""
+        left = _left([call])
+        # Who has just come needs no limit but the one that each call has.
+        return math.inf if left > self._seconds - _PATIENCE else left
 
     def _free_place(self) -> threading.Lock | None:
         for place in self._places:
@@ -150,10 +168,8 @@ class Group:
         if own.place is place and own not in page:
             page.append(own)  # who took it was interrupted
         if page:
-            left = _left(page)
-            # Who is alone and has just come needs no limit but the one that each call has.
-            alone = fresh and len(page) == 1 and left > self._seconds - _PATIENCE
-            self._send(page, math.inf if alone else left)
+            alone = fresh and len(page) == 1
+            self._send(page, self._limit(page[0]) if alone else _left(page))
 
     def _send(self, page: list[_Call], within: float) -> None:
         try:
