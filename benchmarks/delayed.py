@@ -13,8 +13,8 @@ from benchmarks.case import Bench
 from benchmarks.tasks import add, app, now
 from benchmarks.trips import percentile
 from taskq import Result
-from taskq.broker import commands, keys, queries, scripts
-from taskq.broker.commands import Room
+from taskq.broker import claims, keys, queries, scripts
+from taskq.broker.claims import Room
 
 BASE = keys.base(app.name, "default")
 # From the first call to the instant at which all are due, with 20,000 calls; and from one due
@@ -128,12 +128,12 @@ def _promote(client: Any, calls: int) -> float:
         ids = client.zrange(BASE + "scheduled", first, first + PAGE - 1)
         client.zadd(BASE + "scheduled", dict.fromkeys(ids, 1))
     worker, slowest = b"f" * 32, 0.0
-    app.broker.run(commands.enrol(BASE, worker, 60_000, "bench", "none", {}))
+    app.broker.run(claims.enrol(BASE, worker, 60_000, "bench", "none", {}))
     for number in range(1, calls + 1):
         seq = b"%010d" % number
         # Of a worker that has room for all of them, and knows none of their tasks.
         room = Room(threads=PAGE)
-        command = commands.exchange(BASE, worker, seq, "none", 60_000, (), room)
+        command = claims.exchange(BASE, worker, seq, "none", 60_000, (), room)
         begun = time.perf_counter()
         app.broker.run(command)
         slowest = max(slowest, time.perf_counter() - begun)

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from taskq.broker import commands, keys, queries, scripts
+from taskq.broker import claims, keys, queries, scripts
 from taskq.config import Seconds, seconds
 from taskq.errors import BrokerError
 from taskq.model import clock as clocks
@@ -158,7 +158,7 @@ class _Worker:
         app, lease_ms = self.app, round(self.app.config.lease * 1000)
         # As one that lived through the time that was left out would have done.
         for queue, member in self._engine.exchange.members().items():
-            renew = commands.renew(
+            renew = claims.renew(
                 keys.base(app.name, queue), member.encode(), lease_ms, self._engine.digest
             )
             app.broker.run(renew)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from taskq.broker import keys, records, scripts
-from taskq.broker.commands import PUBLISH, Argument, Command, Outgoing
+from taskq.broker.commands import PUBLISH, Argument, Command, Outgoing, text
 from taskq.model import clock, message
 from taskq.model.message import Envelope, Message
 from taskq.model.schedule import Definition
@@ -136,7 +136,7 @@ def plan(
     """
     place = b"" if known is None else known.place
     arguments = (PUBLISH, name, place, _digits(tick[0]), tick[1], declared, definition)
-    return Command(scripts.load("plan"), base, arguments, _text, publish_at=0)
+    return Command(scripts.load("plan"), base, arguments, text, publish_at=0)
 
 
 def agenda(
@@ -169,18 +169,18 @@ def fire(base: str, name: str, progress: Progress, firing: Firing) -> Command[tu
 def trigger(base: str, name: str, revision: bytes, at_ms: int, one: Outgoing) -> Command[str]:
     """Enqueue a message of a schedule at once. Reads as 'o', 'd' done before, or 'stale'."""
     arguments = (name, revision, _digits(at_ms), one.lane, one.label, one.raw)
-    return Command(scripts.load("trigger"), base, arguments, _text)
+    return Command(scripts.load("trigger"), base, arguments, text)
 
 
 def suspend(base: str, name: str, note: str) -> Command[str]:
     """Fire no more ticks. Reads as 'ok' or 'no'."""
-    return Command(scripts.load("suspend"), base, (name, note), _text)
+    return Command(scripts.load("suspend"), base, (name, note), text)
 
 
 def resume(base: str, name: str, revision: bytes, tick: tuple[int, int]) -> Command[str]:
     """Fire ticks again, from this one on, which is due then. Reads as 'ok' or 'stale'."""
     arguments = (PUBLISH, name, revision, _digits(tick[0]), tick[1])
-    return Command(scripts.load("resume"), base, arguments, _text, publish_at=0)
+    return Command(scripts.load("resume"), base, arguments, text, publish_at=0)
 
 
 def unplan(base: str, name: str, definition: bytes = b"") -> Command[str]:
@@ -188,7 +188,7 @@ def unplan(base: str, name: str, definition: bytes = b"") -> Command[str]:
 
     Reads as 'ok', 'no' or 'declared': by the code of a worker that lives.
     """
-    return Command(scripts.load("unplan"), base, (name, definition), _text)
+    return Command(scripts.load("unplan"), base, (name, definition), text)
 
 
 def distrust(base: str, entries: Iterable[Entry]) -> Command[int]:
@@ -272,10 +272,6 @@ def cast(
 
 def _digits(ms: int) -> bytes:
     return b"%013d" % ms
-
-
-def _text(reply: Any) -> str:
-    return bytes(reply).decode()
 
 
 def _word_and_count(reply: Any) -> tuple[str, int]:

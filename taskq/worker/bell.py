@@ -13,7 +13,7 @@ from typing import cast
 
 import msgspec
 
-from taskq.broker import commands, keys
+from taskq.broker import claims, keys
 from taskq.broker.cluster import Lines, NodeLine
 from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
@@ -140,7 +140,7 @@ class Post:
         self._turn = 0
         # Wakes this very bell; in the slot of the first queue.
         self._own_key = keys.wake(app, queues[0], child)
-        self.kick = commands.wake(keys.base(app, queues[0]), child)
+        self.kick = claims.wake(keys.base(app, queues[0]), child)
         # Of a call that is blocked though nobody listens: key → queue, and until when it is.
         self.asked: dict[str, Heard] = {}
         self._until = 0.0

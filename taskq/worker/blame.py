@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
-from taskq.broker.commands import Blame
+from taskq.broker.claims import Blame
 from taskq.worker.board import Entry, overdue
 
 # So many children with one slot run at a time, each for a message that may kill it.

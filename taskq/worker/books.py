@@ -6,7 +6,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from taskq.broker.commands import Exchanged, Room
+from taskq.broker.claims import Exchanged, Room
 from taskq.worker.board import Board
 from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.meter import Meter

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from taskq.broker import keys, records
-from taskq.broker.commands import Finish
+from taskq.broker.claims import Finish
 from taskq.broker.records import Record
 from taskq.model import clock, outcome
 from taskq.model.context import Context

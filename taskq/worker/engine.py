@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from taskq.broker import keys
-from taskq.broker.commands import Kept
+from taskq.broker.claims import Kept
 from taskq.config import Config
 from taskq.errors import BrokerError
 from taskq.model import clock

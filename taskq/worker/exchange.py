@@ -11,10 +11,10 @@ import math
 import threading
 from collections.abc import Callable, Iterable
 
-from taskq.broker import commands, keys
+from taskq.broker import claims, keys
 from taskq.broker.access import Access
+from taskq.broker.claims import Exchanged, Finish, Order, Room
 from taskq.broker.cluster import Lines
-from taskq.broker.commands import Exchanged, Finish, Order, Room
 from taskq.broker.line import Line
 from taskq.errors import BrokerError
 from taskq.model import clock
@@ -318,7 +318,7 @@ class Exchange:
         # First this: what comes while Redis answers may be missing in the answer.
         port.summoned = False
         try:
-            told = port.reach.line.run(commands.orders(port.base, port.worker))
+            told = port.reach.line.run(claims.orders(port.base, port.worker))
         except BrokerError:
             port.summoned = True
             raise

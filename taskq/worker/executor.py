@@ -8,7 +8,7 @@ from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskq.broker.commands import Finish
+from taskq.broker.claims import Finish
 from taskq.errors import SerializationError, SoftTimeLimitExceeded
 from taskq.model import clock, context, message, outcome, serializers
 from taskq.model.context import Context

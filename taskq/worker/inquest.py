@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from taskq.broker.commands import Blame
+from taskq.broker.claims import Blame
 from taskq.worker import memory
 from taskq.worker.blame import Cause, charges
 from taskq.worker.board import STARTED

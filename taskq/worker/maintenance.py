@@ -13,9 +13,9 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from taskq.broker import commands, keys, queries
+from taskq.broker import claims, commands, keys, queries
+from taskq.broker.claims import DEFAULT_KEPT, Blame, Kept, Order
 from taskq.broker.cluster import Lines
-from taskq.broker.commands import DEFAULT_KEPT, Blame, Kept, Order
 from taskq.broker.connection import Endpoint
 from taskq.broker.queries import read_count
 from taskq.errors import BrokerError
@@ -211,7 +211,7 @@ class Maintenance:
 
     def _release(self, queue: str, worker: str, fields: Sequence[bytes]) -> None:
         base = keys.base(self._app, queue)
-        count = self._lines.run(commands.release(base, worker.encode(), fields))
+        count = self._lines.run(claims.release(base, worker.encode(), fields))
         if count:
             log.info("gave back %d messages of a busy child on %s", count, queue)
 
@@ -246,7 +246,7 @@ class Maintenance:
     def _renew_one(self, member: Member) -> None:
         queue, worker = member
         base = keys.base(self._app, queue)
-        command = commands.renew(base, worker.encode(), self._lease_ms, self._digest)
+        command = claims.renew(base, worker.encode(), self._lease_ms, self._digest)
         renewed = self._lines.run(command)
         self._tell({member}, set() if renewed.word == "ok" else {member})
         if renewed.word == "lost":
@@ -273,7 +273,7 @@ class Maintenance:
         if not worker and self._divided(queue):
             ours = [child.encode() for place, child in self._members() if place == queue]
         while left:
-            command = commands.reclaim(
+            command = claims.reclaim(
                 keys.base(self._app, queue),
                 self._lease_ms,
                 round(self._tick * 1000),

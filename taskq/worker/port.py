@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias, cast
 
-from taskq.broker import commands, keys
-from taskq.broker.commands import DEFAULT_KEPT, Command, Exchanged, Finish, Kept, Room
+from taskq.broker import claims, keys
+from taskq.broker.claims import DEFAULT_KEPT, Exchanged, Finish, Kept, Room
+from taskq.broker.commands import Command
 from taskq.broker.line import Line
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
@@ -143,7 +144,7 @@ class Port:
     def _introduce(self, line: Line) -> None:
         badge = self._badge
         line.run(
-            commands.enrol(
+            claims.enrol(
                 self.base, self.worker, badge.lease_ms, badge.name, badge.digest, badge.kinds
             )
         )
@@ -155,7 +156,7 @@ class Port:
             return  # its answer tells, and it must not be given up before that
         badge = self._badge
         if self.enrolled:
-            command = commands.renew(self.base, self.worker, badge.lease_ms, badge.digest)
+            command = claims.renew(self.base, self.worker, badge.lease_ms, badge.digest)
             word = line.run(command).word
             if word == "unknown":
                 log.warning("Redis forgot the tasks on %s; telling it again", self.queue)
@@ -167,7 +168,7 @@ class Port:
     def leave(self, line: Line) -> None:
         """Give up the lease."""
         if self.enrolled:
-            line.run(commands.reclaim(self.base, self._badge.lease_ms, 0, self.worker))
+            line.run(claims.reclaim(self.base, self._badge.lease_ms, 0, self.worker))
             self.enrolled = False
 
     def offer_strays(self, line: Line) -> Iterable[tuple[Finish, str]]:
@@ -253,7 +254,7 @@ class Port:
         self, worker: bytes, seq: bytes, finishes: Sequence[Finish], room: Room
     ) -> Command[Exchanged]:
         badge = self._badge
-        return commands.exchange(
+        return claims.exchange(
             self.base, worker, seq, badge.digest, badge.lease_ms, finishes, room, badge.kept
         )
 

@@ -12,7 +12,7 @@ import sys
 from collections import deque
 
 from taskq.broker import keys
-from taskq.broker.commands import Kept, Order
+from taskq.broker.claims import Kept, Order
 from taskq.broker.connection import Endpoint
 from taskq.model import clock
 from taskq.model.signing import Keyring

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from taskq.broker import commands, keys
-from taskq.broker.commands import Order
+from taskq.broker import claims, keys
+from taskq.broker.claims import Order
 from taskq.broker.line import Line
 from taskq.model import clock, control
 from taskq.model.signing import BadSignature, Domain, Keyring, Seal, UnknownKey
@@ -48,7 +48,7 @@ class Warrants:
         """
         for first in range(0, len(orders), _MOST):
             page = orders[first : first + _MOST]
-            line.run(commands.disobey(keys.base(self._app, queue), worker, page))
+            line.run(claims.disobey(keys.base(self._app, queue), worker, page))
 
     def _verifies(self, queue: str, order: Order) -> bool:
         seal = self._seals.get(queue)

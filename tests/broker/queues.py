@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from taskq.broker import commands, keys, queries, records
-from taskq.broker.commands import Blame, Command, Exchanged, Finish, Order, Outgoing, Renewed, Room
+from taskq.broker import claims, commands, keys, queries, records
+from taskq.broker.claims import Blame, Exchanged, Finish, Order, Renewed, Room
+from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.line import Line
 from taskq.broker.queries import Letter
@@ -131,7 +132,7 @@ class Queue:
         taken, left = 0, True
         while left:
             reply = self.run(
-                commands.reclaim(
+                claims.reclaim(
                     self.base,
                     LEASE_MS,
                     TICK_MS,
@@ -272,30 +273,30 @@ class Worker:
         # Of a group of its own, so that its bells ring for it alone.
         self.digest = self.id[-12:].decode()
         self.seq = 0
-        self.kept = commands.DEFAULT_KEPT
+        self.kept = claims.DEFAULT_KEPT
         # id → the field of `running:<worker>` under which it was claimed.
         self.fields: dict[str, bytes] = {}
         self.last: Command[Exchanged]
 
     def enrol(self) -> str:
         return self.queue.run(
-            commands.enrol(self.queue.base, self.id, LEASE_MS, "host:1", self.digest, self.kinds)
+            claims.enrol(self.queue.base, self.id, LEASE_MS, "host:1", self.digest, self.kinds)
         )
 
     def renew(self, lease_ms: int = LEASE_MS) -> str:
         return self.renewed(lease_ms).word
 
     def renewed(self, lease_ms: int = LEASE_MS) -> Renewed:
-        return self.queue.run(commands.renew(self.queue.base, self.id, lease_ms, self.digest))
+        return self.queue.run(claims.renew(self.queue.base, self.id, lease_ms, self.digest))
 
     def orders(self) -> list[Order]:
-        return self.queue.run(commands.orders(self.queue.base, self.id))
+        return self.queue.run(claims.orders(self.queue.base, self.id))
 
     def disobey(self, *orders: Order) -> int:
-        return self.queue.run(commands.disobey(self.queue.base, self.id, orders))
+        return self.queue.run(claims.disobey(self.queue.base, self.id, orders))
 
     def command(self, seq: int, finishes: Sequence[Finish], room: Room) -> Command[Exchanged]:
-        return commands.exchange(
+        return claims.exchange(
             self.queue.base, self.id, b"%010d" % seq, self.digest, LEASE_MS, finishes, room,
             self.kept,
         )  # fmt: skip

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from taskq.broker import commands, queries
-from taskq.broker.commands import Blame
+from taskq.broker import claims, commands, queries
+from taskq.broker.claims import Blame
 from taskq.model.states import State
 from tests.broker.queues import ADD, CRAWL, MAIL, FullQueue, Queue, Worker
 from tests.broker.test_reclaim import run_out
@@ -255,7 +255,7 @@ class TestRelease:
         worker = queue.worker()
         worker.claim(3)
         fields = [worker.fields[id] for id in ids[:2]]
-        assert queue.run(commands.release(queue.base, worker.id, fields)) == 2
+        assert queue.run(claims.release(queue.base, worker.id, fields)) == 2
         assert queue.ready() == [*ids[:2], ids[3]]
         assert queue.record(ids[0]).claims == 1
 
@@ -263,7 +263,7 @@ class TestRelease:
         (id,) = queue.queued()
         worker = queue.worker()
         worker.claim()
-        command = commands.release(queue.base, worker.id, [worker.fields[id]])
+        command = claims.release(queue.base, worker.id, [worker.fields[id]])
         assert (queue.run(command), queue.run(command)) == (1, 0)
         assert queue.ready() == [id]
 
@@ -274,7 +274,7 @@ class TestRelease:
         worker.finish(worker.succeeded(over), worker.released(moved))
         assert heir.claim() == [moved]
         fields = [worker.fields[over], worker.fields[moved], b"x" * 42]
-        assert queue.run(commands.release(queue.base, worker.id, fields)) == 0
+        assert queue.run(claims.release(queue.base, worker.id, fields)) == 0
         assert queue.state(over) is State.SUCCEEDED
         assert queue.state(moved) is State.RUNNING
 
@@ -282,7 +282,7 @@ class TestRelease:
         (id,) = queue.queued()
         worker, heir = queue.worker(), queue.worker()
         worker.claim()
-        queue.run(commands.release(queue.base, worker.id, [worker.fields[id]]))
+        queue.run(claims.release(queue.base, worker.id, [worker.fields[id]]))
         assert heir.claim() == [id]
         assert worker.finish(worker.released(id)) == "l"
         assert heir.finish(heir.succeeded(id)) == "k"
@@ -304,7 +304,7 @@ def test_a_release_works_on_a_full_server(full: FullQueue) -> None:
     busy = full.worker()
     busy.claim()
     full.fill()
-    assert full.run(commands.release(full.base, busy.id, [busy.fields[id]])) == 1
+    assert full.run(claims.release(full.base, busy.id, [busy.fields[id]])) == 1
 
 
 def test_a_look_at_a_suspect_finds_its_task(queue: Queue) -> None:

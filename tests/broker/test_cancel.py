@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from taskq.broker import commands, keys
-from taskq.broker.commands import Order
+from taskq.broker import claims, commands, keys
+from taskq.broker.claims import Order
 from taskq.errors import BrokerError
 from taskq.model.states import State
 from tests.broker.queues import ADD, PROOF, FullQueue, Queue, Worker, order
@@ -135,7 +135,7 @@ class TestRunning:
 
     @pytest.mark.parametrize("end", [Worker.succeeded, Worker.failed])
     def test_an_outcome_of_its_own_stands(
-        self, queue: Queue, worker: Worker, id: str, end: Callable[..., commands.Finish]
+        self, queue: Queue, worker: Worker, id: str, end: Callable[..., claims.Finish]
     ) -> None:
         queue.cancel(id, WHY)
         finish = end(worker, id)
@@ -174,7 +174,7 @@ class TestRunning:
         """More than one call of reclaim is needed; the cancel comes between two."""
         ids = queue.queued(700)
         worker.claim(700)
-        reclaim = commands.reclaim(queue.base, 15_000, 5_000, worker.id)
+        reclaim = claims.reclaim(queue.base, 15_000, 5_000, worker.id)
         assert queue.run(reclaim).taken == 500
         [left] = [id for id in ids if queue.state(id) is State.RUNNING][:1]
         assert queue.cancel(left, WHY) == "told"

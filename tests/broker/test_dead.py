@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from taskq.broker import commands, queries
-from taskq.broker.commands import Blame, Kept, Outgoing
+from taskq.broker.claims import Blame, Kept
+from taskq.broker.commands import Outgoing
 from taskq.broker.queries import Letter
 from taskq.errors import BrokerError
 from taskq.model.states import State

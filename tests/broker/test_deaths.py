@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from taskq.broker.commands import Blame
+from taskq.broker.claims import Blame
 from tests.broker.drivers import Blocking, Driver
 from tests.broker.queues import Queue, Worker
 from tests.broker.test_blame import ALONE, loner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskq.broker.commands import Finish
+from taskq.broker.claims import Finish
 from taskq.broker.queries import TaskSurvey
 from taskq.model.states import State
 from tests.broker.queues import ADD, MAIL, TTL_MS, Queue, Worker

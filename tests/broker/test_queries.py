@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskq.broker import commands, queries
+from taskq.broker import claims, queries
 from taskq.broker.queries import Look, TaskSurvey
 from taskq.model.states import State
 from tests.broker.queues import ADD, CRAWL, LEASE_MS, MAIL, TICK_MS, Queue, Worker
@@ -75,7 +75,7 @@ class TestLook:
         ids = queue.queued(501)
         worker = queue.worker()
         worker.claim(600)
-        queue.run(commands.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id))
+        queue.run(claims.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id))
         states = [seen.record.state for id in ids if (seen := look(queue, id)).record]
         assert (states.count(State.RUNNING), states.count(State.QUEUED)) == (1, 500)
 
@@ -135,7 +135,7 @@ class TestSurvey:
         queue.queued(502)
         worker: Worker = queue.worker()
         worker.claim(600)
-        queue.run(commands.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id))
+        queue.run(claims.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id))
         task = queue.survey().tasks[ADD]
         assert (task.queued, task.running) == (500, 2)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from taskq.broker import commands
-from taskq.broker.commands import Reclaimed
+from taskq.broker import claims
+from taskq.broker.claims import Reclaimed
 from taskq.model.states import State
 from tests.broker.queues import ADD, LEASE_MS, MAIL, TICK_MS, FullQueue, Queue, Worker
 
@@ -104,11 +104,11 @@ def test_five_hundred_are_taken_back_in_one_call(queue: Queue) -> None:
     worker = queue.worker()
     worker.claim(1000)
     worker.claim(1000)
-    command = commands.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id)
+    command = claims.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id)
     assert queue.run(command) == Reclaimed(500, left=True, suspects=0)
     queue.audit()
     # Another reaper may do the rest: it need not know which child it was.
-    later = commands.reclaim(queue.base, LEASE_MS, TICK_MS)
+    later = claims.reclaim(queue.base, LEASE_MS, TICK_MS)
     replies = [queue.run(later), queue.run(later)]
     assert [(reply.taken, reply.left) for reply in replies] == [(500, True), (200, False)]
     assert queue.ready() == ids
@@ -119,7 +119,7 @@ def test_a_child_that_came_back_under_its_name_loses_nothing(queue: Queue) -> No
     ids = queue.queued(600)
     worker = queue.worker()
     assert len(worker.claim(600)) == 600
-    once = commands.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id)
+    once = claims.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id)
     assert queue.run(once) == Reclaimed(500, left=True, suspects=0)
     worker.enrol()
     assert len(worker.claim(3)) == 3
@@ -133,7 +133,7 @@ def test_an_outcome_that_comes_meanwhile_counts(queue: Queue) -> None:
     worker = queue.worker()
     worker.claim(600)
     report = worker.succeeded(ids[0])
-    queue.run(commands.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id))
+    queue.run(claims.reclaim(queue.base, LEASE_MS, TICK_MS, worker.id))
     assert queue.state(ids[0]) is State.RUNNING  # the oldest is taken back last
     assert worker.finish(report) == "k"
     queue.audit()

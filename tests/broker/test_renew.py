@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskq.broker import commands
+from taskq.broker import claims
 from tests.broker.queues import LEASE_MS, FullQueue, Queue, Worker
 
 
@@ -41,7 +41,7 @@ def test_who_is_no_member_is_told_so_and_stays_none(queue: Queue) -> None:
 
 
 def test_a_stranger_is_lost(queue: Queue) -> None:
-    assert queue.run(commands.renew(queue.base, b"0" * 32, LEASE_MS, "digest")).word == "lost"
+    assert queue.run(claims.renew(queue.base, b"0" * 32, LEASE_MS, "digest")).word == "lost"
     assert queue.keys() == []
 
 

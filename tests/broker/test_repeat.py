@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from taskq.broker import commands
-from taskq.broker.commands import Finish, Room
+from taskq.broker.claims import Finish, Room
 from taskq.model.states import State
 from tests.broker.queues import ADD, FullQueue, Queue, Worker, ids
 

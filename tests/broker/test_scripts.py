@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from taskq.broker import commands, permissions, queries, scripts, timetable
-from taskq.broker.commands import Blame, Command, Finish, Order, Room
+from taskq.broker import claims, commands, permissions, queries, scripts, timetable
+from taskq.broker.claims import Blame, Finish, Order, Room
+from taskq.broker.commands import Command
 from taskq.broker.timetable import Entry, Firing, Progress
 from tests.broker.drivers import Driver
 from tests.broker.queues import ADD, CRAWL, LEASE_MS, MAIL, TICK_MS, Queue, order
@@ -28,7 +29,7 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
     later = [queue.message(task, due="+60000") for task in (ADD, MAIL)]
 
     def exchange(seq: int, *ends: Finish, **room: Any) -> Command[Any]:
-        return commands.exchange(
+        return claims.exchange(
             base, worker.id, b"%010d" % seq, worker.digest, LEASE_MS, ends, Room(**room)
         )
 
@@ -43,8 +44,8 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
             commands.reschedule(base, "f" * 32, "1"),
         ],
         "enrol": [
-            commands.enrol(base, worker.id, LEASE_MS, "name", worker.digest, {}),
-            commands.enrol(base, worker.id, LEASE_MS, "name", worker.digest, worker.kinds),
+            claims.enrol(base, worker.id, LEASE_MS, "name", worker.digest, {}),
+            claims.enrol(base, worker.id, LEASE_MS, "name", worker.digest, worker.kinds),
         ],
         "exchange": [
             exchange(1),
@@ -53,7 +54,7 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
             exchange(4, *finishes, threads=1, caps={ADD: 1}),
             exchange(3),
         ],
-        "renew": [commands.renew(base, worker.id, LEASE_MS, worker.digest)],
+        "renew": [claims.renew(base, worker.id, LEASE_MS, worker.digest)],
         "look": [
             queries.look(base, one.message.id, None),
             queries.look(base, later[0].message.id, ADD),
@@ -75,20 +76,20 @@ def samples(queue: Queue) -> dict[str, list[Command[Any]]]:
             commands.cancel(base, one.message.id, order("reason")),
             commands.cancel(base, "f" * 32, order(terminate=True)),
         ],
-        "orders": [commands.orders(base, worker.id)],
-        "wake": [commands.wake(base, "a child")],
-        "disobey": [commands.disobey(base, worker.id, [Order(b"f" * 42, order())])],
+        "orders": [claims.orders(base, worker.id)],
+        "wake": [claims.wake(base, "a child")],
+        "disobey": [claims.disobey(base, worker.id, [Order(b"f" * 42, order())])],
         "purge": [commands.purge(base, "reason"), commands.purge(base, "reason", ADD)],
         "reclaim": [
-            commands.reclaim(base, LEASE_MS, TICK_MS),
-            commands.reclaim(base, LEASE_MS, TICK_MS, worker.id),
-            commands.reclaim(base, LEASE_MS, TICK_MS, members=[worker.id, b"another"]),
-            commands.reclaim(
+            claims.reclaim(base, LEASE_MS, TICK_MS),
+            claims.reclaim(base, LEASE_MS, TICK_MS, worker.id),
+            claims.reclaim(base, LEASE_MS, TICK_MS, members=[worker.id, b"another"]),
+            claims.reclaim(
                 base, LEASE_MS, TICK_MS, worker.id, "d", [Blame("k", b"f", 3, "why")] * 2
             ),
         ],
         "widen": [commands.widen(base, 1), commands.widen(base, 8)],
-        "release": [commands.release(base, worker.id, [field.encode()] * 2)],
+        "release": [claims.release(base, worker.id, [field.encode()] * 2)],
     } | schedule_samples(queue)
 
 

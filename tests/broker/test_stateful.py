@@ -24,8 +24,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from taskq.broker import commands
-from taskq.broker.commands import Exchanged, Finish, Outgoing
+from taskq.broker import claims, commands
+from taskq.broker.claims import Exchanged, Finish
+from taskq.broker.commands import Outgoing
 from tests.broker.drivers import Blocking, Driver, OneSlot
 from tests.broker.queues import (
     ADD,
@@ -192,7 +193,7 @@ class Model(RuleBasedStateMachine):
         held = [one for one in self._in(RUNNING).values() if one.holder is worker]
         finishes = [worker.released(one.outgoing.message.id) for one in held]
         before = self._dump()
-        stale = worker.command(worker.seq - 1, finishes, commands.Room(5, 5))
+        stale = worker.command(worker.seq - 1, finishes, claims.Room(5, 5))
         assert self.queue.run(stale).word == "stale"
         assert self._dump() == before
 
@@ -298,7 +299,7 @@ class Model(RuleBasedStateMachine):
             self._heard_of(ghost)
             assert (reply.word, reply.claimed) == ("ok", [])
         else:
-            reply = self.queue.run(ghost.command(9_999_999_999, [finish], commands.Room(5, 5)))
+            reply = self.queue.run(ghost.command(9_999_999_999, [finish], claims.Room(5, 5)))
             assert (reply.word, reply.claimed) == ("lost", [])
         in_time = one.claim == claim
         assert reply.verdicts == ("k" if in_time and one.where != RUNNING else "l")

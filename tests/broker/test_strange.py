@@ -12,7 +12,7 @@ import secrets
 
 import pytest
 
-from taskq.broker import commands, queries, records
+from taskq.broker import claims, commands, queries, records
 from taskq.model.states import State
 from tests.broker.queues import ADD, CRAWL, Queue, Worker, ids
 
@@ -152,7 +152,7 @@ def test_what_was_claimed_and_is_no_message_is_set_aside(
     else:
         if end != "reclaimed":
             fields = [worker.fields[one] for one in (first, second)]
-            assert queue.run(commands.release(queue.base, worker.id, fields)) == 1
+            assert queue.run(claims.release(queue.base, worker.id, fields)) == 1
         queue.reclaim(worker)
     if end not in ("succeeded", "cancelled"):
         letters = [one for one in queue.letters().values() if value in one.message]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from taskq.broker import commands
+from taskq.broker import claims, commands
 from tests.broker.queues import ADD, LEASE_MS, MAIL, TICK_MS, FullQueue, Queue, Worker
 
 
 def tend(queue: Queue, *workers: Worker) -> list[Worker]:
     """Return who was forgotten."""
     members, digest = [one.id for one in workers], workers[0].digest
-    command = commands.reclaim(queue.base, LEASE_MS, TICK_MS, digest=digest, members=members)
+    command = claims.reclaim(queue.base, LEASE_MS, TICK_MS, digest=digest, members=members)
     told = queue.run(command).forgotten
     return [one for one in workers if one.id in told]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from taskq.broker import commands
+from taskq.broker import claims
 from tests.eventually import let_pass, until
 from tests.failure.books import check_after
 from tests.failure.scene import LEASE, Scene, wait_for_children
@@ -82,7 +82,7 @@ def test_a_reaper_that_never_rests_takes_nothing_from_the_living(scene: Scene) -
     """F4: messages are claimed, run and ended while the queue is being searched."""
     scene.worker("-p", "2", "-t", "4")
     queue, stop, taken = scene.queue(), threading.Event(), [0]
-    reap = commands.reclaim(queue.base, round(LEASE * 1000), round(TICK * 1000))
+    reap = claims.reclaim(queue.base, round(LEASE * 1000), round(TICK * 1000))
 
     def reap_on() -> None:
         while not stop.is_set():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from taskq import Cancellation, Cancelled, Context, State, TaskQ, as_completed
-from taskq.broker import commands, keys
+from taskq.broker import claims, keys
 from taskq.testing import running_worker
 from tests.eventually import let_pass, until
 
@@ -297,7 +297,7 @@ class TestRunning:
             until(lambda: runs)
             worker = engine.exchange.members()["default"].encode()
             assert result.cancel(WHY) is Cancellation.TOLD
-            app.broker.run(commands.reclaim(keys.base(app.name, "default"), 15_000, 5_000, worker))
+            app.broker.run(claims.reclaim(keys.base(app.name, "default"), 15_000, 5_000, worker))
             assert type(result.exception(timeout=1)) is Cancelled
             go.set()
             until(lambda: not engine.exchange.holding)

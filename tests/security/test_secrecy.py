@@ -14,7 +14,8 @@ import pytest
 
 from taskq import Context, TaskQ
 from taskq.broker import commands, queries, records
-from taskq.broker.commands import Exchanged, Finish, Outgoing
+from taskq.broker.claims import Exchanged, Finish
+from taskq.broker.commands import Outgoing
 from taskq.model import message
 from taskq.model.message import Envelope, Message
 from taskq.model.outcome import AttemptError, Failure, History, Report

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskq.broker.commands import Finish
+from taskq.broker.claims import Finish
 from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.outbox import Outbox
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from taskq.broker.commands import Finish
+from taskq.broker.claims import Finish
 from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.outbox import Outbox
 from taskq.worker.pools.coroutines import CoroutinePool

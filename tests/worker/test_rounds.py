@@ -14,7 +14,7 @@ import pytest
 
 import taskq
 from taskq import Queue, TaskQ
-from taskq.broker import commands, keys
+from taskq.broker import claims, keys
 from taskq.broker.cluster import Lines, open_broker
 from taskq.broker.connection import Endpoint
 from taskq.model import queues
@@ -190,7 +190,7 @@ def enrol(endpoint: Endpoint, app: str, places: Iterable[str], worker: str, leas
     lines, kinds = Lines(endpoint), {"a": "t"}
     for place in places:
         base = keys.base(app, place)
-        lines.run(commands.enrol(base, worker.encode(), lease_ms, "w", "d", kinds))
+        lines.run(claims.enrol(base, worker.encode(), lease_ms, "w", "d", kinds))
     lines.close()
 
 

@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from taskq.broker.commands import Finish
+from taskq.broker.claims import Finish
 from taskq.model import clock
 from taskq.worker.delivery import Delivery, Done
 from taskq.worker.outbox import Outbox
