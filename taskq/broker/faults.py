@@ -101,6 +101,8 @@ def translate(error: Exception, place: str, *, sent: bool) -> BrokerError:
         return Interrupted(words) if sent else BrokerUnavailable(words)
     if isinstance(error, AskError):  # or MovedError, which is one
         words += "; that is a node of a cluster, the URL of which begins with redis+cluster://"
+    elif "unknown command" in words:
+        words += "; of a sentinel the URL begins with redis+sentinel://"
     return BrokerError(words)
 
 

@@ -93,6 +93,13 @@ def test_a_server_that_is_no_sentinel_is_no_reason_to_try_again(server: Server, 
     driver.close()
 
 
+def test_the_url_of_a_server_to_a_sentinel_is_told(fleet: SentinelSet, kind: Kind) -> None:
+    driver = kind(f"redis://{HOST}:{fleet.sentinels[0].port}/0")
+    with pytest.raises(BrokerError, match=r"unknown command .* begins with redis\+sentinel://"):
+        driver.call("GET", "key")
+    driver.close()
+
+
 @pytest.mark.slow
 def test_sentinels_and_servers_have_passwords_of_their_own(kind: Kind) -> None:
     with SentinelSet(requirepass="p1", sentinel_password="p2") as fleet:
