@@ -64,7 +64,7 @@ STAGES = (
     Stage(
         "pack",
         [
-            "taskq.broker.commands:exchange",
+            "taskq.broker.claims:exchange",
             "taskq.broker.line:pack",
         ],
         "arguments of the script, as bytes",
@@ -84,7 +84,7 @@ STAGES = (
         [
             "redis._parsers.hiredis:_HiredisParser.read_response",
             "redis.connection:AbstractConnection.read_response",
-            "taskq.broker.commands:_exchanged",
+            "taskq.broker.claims:_exchanged",
         ],
         "the reply, into messages",
     ),
