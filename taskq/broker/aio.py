@@ -12,7 +12,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
-    Iterator,
     Sequence,
 )
 from typing import Any, TypeAlias, TypeVar
@@ -25,7 +24,7 @@ from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS, ScriptMissing, retrying
 from taskq.broker.grouping import AsyncGroup
-from taskq.broker.line import AllInUse
+from taskq.broker.line import AllInUse, Lot
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
@@ -149,7 +148,7 @@ class AsyncBroker:
         self._places = asyncio.BoundedSemaphore(MOST_LINES)
         self._lasting_places = asyncio.BoundedSemaphore(MOST_LASTING)
         self._stream_places = asyncio.BoundedSemaphore(MOST_STREAMS)
-        # A monotonic instant: when a line was given back last that had done its work.
+        # A monotonic instant: when Redis answered somebody last.
         self._served_at = -math.inf
 
     async def run(self, command: Command[T], *, within: float = math.inf) -> T:
@@ -179,34 +178,39 @@ class AsyncBroker:
 
     async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T | None]:
         """Run many; the next is made and sent while Redis works at the one before."""
-        rest, sent = iter(calls), deque[Command[T]]()
+        lot = Lot(calls)
         while True:
             try:
-                # What is sent alone finds another line; see `sync.MOST_STREAMS`.
-                # Behind others that send many, for as long as those go on.
-                async with self._stream_places, self._line(math.inf) as line:
-                    async for reply in _stream(line, rest, sent):
+                async with self._stream_place(), self._line(self._latest()) as line:
+                    # In an outage no deadline begins anew where others have waited for one.
+                    lot.began = max(lot.began, self._served_at)
+                    async for reply in _stream(line, lot):
+                        self._served_at = clock.monotonic()
                         yield reply
             except ScriptMissing:
-                while sent:
-                    yield await self.run(sent.popleft())
+                while lot.sent:
+                    yield await self.run(lot.sent[0])
+                    lot.answered()
             except BrokerUnavailable as error:
+                if not lot.sent:
+                    raise
                 # What was on the way is sent again, one by one: scripts may be repeated.
-                while sent:
-                    command = sent.popleft()
-                    began = clock.monotonic()
-                    ask = _runner(command, began + self._deadline)
-                    yield await self._again(began, error, ask, lend=self._lender(command))
+                while lot.sent:
+                    command = lot.sent[0]
+                    ask = _runner(command, lot.began + self._deadline)
+                    yield await self._again(lot.began, error, ask, lend=self._lender(command))
+                    lot.answered()
             else:
-                if not sent:
+                if not lot.sent:
                     return
-                yield await self.run(sent.popleft())
+                yield await self.run(lot.sent[0])
+                lot.answered()
 
     async def call(self, *arguments: Any) -> Any:
         """Send one command that may be repeated, and return the reply; by the deadline."""
         began = clock.monotonic()
         try:
-            async with self._line(began + self._deadline) as line:
+            async with self._line(self._latest()) as line:
                 return await line.call(*arguments)
         except BrokerUnavailable as error:
             return await self._again(began, error, lambda line: line.call(*arguments))
@@ -250,6 +254,19 @@ class AsyncBroker:
             # One of the attempts may have been carried out, whatever the last one met.
             raise Interrupted(str(error)) from error
 
+    def _latest(self) -> float:
+        """Return until when a caller that comes now tries."""
+        return clock.monotonic() + self._deadline
+
+    @contextlib.asynccontextmanager
+    async def _stream_place(self) -> AsyncGenerator[None, None]:
+        """Let few at a time send many: what is sent alone finds another line."""
+        await self._take(self._stream_places, self._latest())
+        try:
+            yield
+        finally:
+            self._stream_places.release()
+
     @contextlib.asynccontextmanager
     async def _lasting_line(self, latest: float) -> AsyncGenerator[AsyncLine, None]:
         """Lend a line to who waits for replicas."""
@@ -289,9 +306,11 @@ class AsyncBroker:
                 msg = f"{self.endpoint.place}: all {MOST_LINES} connections are in use"
                 if places is self._lasting_places:
                     msg = f"{self.endpoint.place}: all {MOST_LASTING} that may wait for replicas do"
+                elif places is self._stream_places:
+                    msg = f"{self.endpoint.place}: all {MOST_STREAMS} that may send many calls do"
                 raise AllInUse(msg)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if left == math.inf else left):
+                async with asyncio.timeout(left):
                     await places.acquire()
                 return
 
@@ -308,26 +327,25 @@ def _runner(command: Command[T], until: float) -> Callable[[AsyncLine], Awaitabl
     return run
 
 
-async def _stream(
-    line: AsyncLine, calls: Iterator[Command[T]], sent: deque[Command[T]]
-) -> AsyncIterator[T]:
-    """Yield the replies, one command ahead; `sent` holds those without a reply.
+async def _stream(line: AsyncLine, lot: Lot[T]) -> AsyncIterator[T]:
+    """Yield the replies, one command ahead.
 
-    It ends before one that waits for replicas, which is left there: that takes another line.
+    It ends before one that waits for replicas, which is left in `sent`: that takes another line.
     """
+    sent = lot.sent
     try:
-        for command in calls:
+        for command in lot.rest():
             sent.append(command)
             if not command.replicas:
                 await line.begin(command)
             if len(sent) > 1:
                 yield await line.end(sent[0])
-                sent.popleft()
+                lot.answered()
             if command.replicas:
                 return
         while sent:
             yield await line.end(sent[0])
-            sent.popleft()
+            lot.answered()
     except BrokerError:
         # The reply to a later command may still come.
         await line.close()

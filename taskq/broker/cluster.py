@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +17,7 @@ from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS
 from taskq.broker.line import AllInUse, Line
 from taskq.broker.sockets import SOCKET_TIMEOUT, can_read
-from taskq.broker.sync import AT_ONCE, Broker
+from taskq.broker.sync import AT_ONCE, BEHIND_OTHERS, Broker
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 
@@ -116,6 +115,10 @@ class Lines:
 class _NodeBroker(Broker):
     make_line = NodeLine
 
+    def note_answer(self) -> None:
+        """Note that one of those who send many was answered."""
+        self._served_at = clock.monotonic()
+
     def hold_line(self, held: contextlib.ExitStack, latest: float, *, lasting: bool) -> Line:
         """Return a line that is given back when `held` is left; it is waited for until `latest`.
 
@@ -153,8 +156,7 @@ class _HeldLines:
         if not self.take(broker, lasting=lasting):
             self._lines.clear()
             self._held.close()
-            # Behind others that send many, for as long as those go on.
-            line = broker.hold_line(self._held, math.inf, lasting=lasting)
+            line = broker.hold_line(self._held, BEHIND_OTHERS, lasting=lasting)
             self._lines[broker, lasting] = line
         return self._lines[broker, lasting]
 
@@ -176,6 +178,7 @@ class _Flight(Generic[T]):
 
     def land(self, *, again: bool) -> T:
         """Return the reply; where something broke on the way, try `again` or not."""
+        began = clock.monotonic()
         try:
             if self._error is not None:
                 raise self._error
@@ -186,8 +189,9 @@ class _Flight(Generic[T]):
             if not again:
                 raise
             # On the line that it has: there may be no other, for as long as it has this one.
-            return self._broker.again(self.command, error, self._line)
+            return self._broker.again(self.command, error, began, self._line)
         else:
+            self._broker.note_answer()
             return reply
 
 
@@ -196,7 +200,7 @@ class _AsyncNodeBroker(AsyncBroker):
 
     async def run_one_of_many(self, command: Command[T]) -> T:
         """Run one script call of those that somebody sends; what is sent alone goes first."""
-        async with self._stream_places:
+        async with self._stream_place():
             return await self.run(command)
 
 
@@ -243,8 +247,8 @@ class ClusterBroker(Broker):
                 flights[base] = broker.take_off(command, lines.of(broker, lasting=lasting))
             while flights:
                 yield land(next(iter(flights)))
-        if errors:
-            raise errors[0]
+            if errors:
+                raise errors[0]  # here: the lines are not given back as if all were well
 
     def call(self, *arguments: Any, within: float = float("inf")) -> Any:
         """Send one command to the node that has its first key; see `Broker.call`."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar, cast
 
 import hiredis
 from redis.exceptions import NoScriptError, ResponseError
@@ -25,6 +26,32 @@ pack = cast("Callable[[tuple[Any, ...]], bytes]", hiredis.pack_command)  # pyrig
 
 class AllInUse(BrokerUnavailable):
     """No line became free in time. Nothing was sent."""
+
+
+class Lot(Generic[T]):
+    """Many calls of one caller, sent one after the other."""
+
+    def __init__(self, calls: Iterable[Command[T]]) -> None:
+        self._calls = iter(calls)
+        # Those that have no reply yet.
+        self.sent: deque[Command[T]] = deque()
+        # A monotonic instant: since when a line, or the next reply, is waited for.
+        self.began = clock.monotonic()
+
+    def rest(self) -> Iterator[Command[T]]:
+        """Return those that were not sent. What it takes to make one is not waited for."""
+        while True:
+            asked = clock.monotonic()
+            command = next(self._calls, None)
+            self.began += clock.monotonic() - asked
+            if command is None:
+                return
+            yield command
+
+    def answered(self) -> None:
+        """Note that the first that was sent has its reply."""
+        self.sent.popleft()
+        self.began = clock.monotonic()
 
 
 class Line:

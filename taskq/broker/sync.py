@@ -20,7 +20,7 @@ from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import ScriptMissing, retrying
 from taskq.broker.grouping import Group
-from taskq.broker.line import AllInUse, Line
+from taskq.broker.line import AllInUse, Line, Lot
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
@@ -34,7 +34,9 @@ MOST_LASTING = MOST_LINES // 2
 # So many may be kept from the first page to the last by who sends very many, and more would not be
 # faster: what is sent alone finds another one, beside these and those that wait.
 MOST_STREAMS = MOST_LINES // 4
+# Until when a line is waited for: not at all; as long as others are served.
 AT_ONCE = -math.inf
+BEHIND_OTHERS = math.inf
 _NO_PLACE = object()
 # How many replicas have it is told when time is up: so much longer that is waited for.
 _COUNT_SECONDS = 1.0
@@ -62,6 +64,8 @@ class Broker:
         self._places = _tokens(MOST_LINES)
         self._lasting_places = _tokens(MOST_LASTING)
         self._stream_places = _tokens(MOST_STREAMS)
+        # A monotonic instant: when Redis answered somebody last.
+        self._served_at = -math.inf
 
     def run(self, command: Command[T], *, within: float = math.inf) -> T:
         """Run one script call; what broke on the way is tried again until the deadline.
@@ -97,27 +101,40 @@ class Broker:
 
         With a cluster, None stands for one that failed while others were on their way.
         """
-        rest, sent = iter(calls), deque[Command[T]]()
+        lot = Lot(calls)
         while True:
             try:
-                # Behind others that send many, for as long as those go on.
-                with self._stream_line(math.inf) as line:
-                    yield from _stream(line, rest, sent)
+                with self._stream_line(BEHIND_OTHERS) as line:
+                    # In an outage no deadline begins anew where others have waited for one.
+                    lot.began = max(lot.began, self._served_at)
+                    for reply in _stream(line, lot):
+                        self._served_at = clock.monotonic()
+                        yield reply
             except ScriptMissing:
-                while sent:
-                    yield self.run(sent.popleft())
+                while lot.sent:
+                    yield self.run(lot.sent[0])
+                    lot.answered()
             except BrokerUnavailable as error:
+                if not lot.sent:
+                    raise
                 # What was on the way is sent again, one by one: scripts may be repeated.
-                while sent:
-                    yield self.again(sent.popleft(), error)
+                while lot.sent:
+                    yield self.again(lot.sent[0], error, lot.began)
+                    lot.answered()
             else:
-                if not sent:
+                if not lot.sent:
                     return
-                yield self.run(sent.popleft())
+                yield self.run(lot.sent[0])
+                lot.answered()
 
-    def again(self, command: Command[T], error: BrokerUnavailable, line: Line | None = None) -> T:
+    def again(
+        self,
+        command: Command[T],
+        error: BrokerUnavailable,
+        began: float,
+        line: Line | None = None,
+    ) -> T:
         """Run one script call that broke on the way, until the deadline; on `line`, if given."""
-        began = clock.monotonic()
         lend = self._lender(command) if line is None else functools.partial(_same, line)
         ask = _runner(command, began + self._deadline)
         return self._again(began, error, ask, lend=lend)
@@ -193,6 +210,7 @@ class Broker:
             line = self._take_idle() or self.make_line(self.endpoint)
             line.until = until
             yield line
+            self._served_at = clock.monotonic()
         except BrokerError:
             raise
         except BaseException:
@@ -240,20 +258,29 @@ class Broker:
     def _wait_for(
         self, places: _Tokens, place: list[None], until: float, latest: float | None
     ) -> None:
-        now = clock.monotonic()
-        left = min(until, now + self._deadline if latest is None else latest) - now
-        limit = None if left == math.inf else max(0.0, left)
-        wait = functools.partial(places.get, timeout=limit)
-        try:
-            place.extend(itertools.islice(iter(wait, _NO_PLACE), 1))
-        except queue.Empty:
-            what = f"all {MOST_LINES} connections are in use"
-            if places is self._lasting_places:
-                what = f"all {MOST_LASTING} connections that may wait for replicas do so"
-            elif places is self._stream_places:
-                what = f"all {MOST_STREAMS} connections that may send many calls do so"
-            msg = f"{self.endpoint.place}: {what}"
-            raise AllInUse(msg) from None
+        began = clock.monotonic()
+        if latest is None:
+            latest = began + self._deadline
+        while True:
+            limit = latest
+            if latest == BEHIND_OTHERS:
+                limit = max(began, self._served_at) + self._deadline
+            wait = functools.partial(
+                places.get, timeout=max(0.0, min(until, limit) - clock.monotonic())
+            )
+            with contextlib.suppress(queue.Empty):
+                place.extend(itertools.islice(iter(wait, _NO_PLACE), 1))
+                return
+            if latest != BEHIND_OTHERS or self._served_at + self._deadline <= clock.monotonic():
+                raise self._all_in_use(places)
+
+    def _all_in_use(self, places: _Tokens) -> AllInUse:
+        what = f"all {MOST_LINES} connections are in use"
+        if places is self._lasting_places:
+            what = f"all {MOST_LASTING} connections that may wait for replicas do so"
+        elif places is self._stream_places:
+            what = f"all {MOST_STREAMS} connections that may send many calls do so"
+        return AllInUse(f"{self.endpoint.place}: {what}")
 
     def _take_idle(self) -> Line | None:
         try:
@@ -287,24 +314,25 @@ def _runner(command: Command[T], until: float) -> Callable[[Line], T]:
     return run
 
 
-def _stream(line: Line, calls: Iterator[Command[T]], sent: deque[Command[T]]) -> Iterator[T]:
-    """Yield the replies, one command ahead; `sent` holds those without a reply.
+def _stream(line: Line, lot: Lot[T]) -> Iterator[T]:
+    """Yield the replies, one command ahead.
 
-    It ends before one that waits for replicas, which is left there: that takes another line.
+    It ends before one that waits for replicas, which is left in `sent`: that takes another line.
     """
+    sent = lot.sent
     try:
-        for command in calls:
+        for command in lot.rest():
             sent.append(command)
             if not command.replicas:
                 line.begin(command)
             if len(sent) > 1:
                 yield line.end(sent[0])
-                sent.popleft()
+                lot.answered()
             if command.replicas:
                 return
         while sent:
             yield line.end(sent[0])
-            sent.popleft()
+            lot.answered()
     except BrokerError:
         # The reply to a later command may still come.
         line.close()

@@ -20,9 +20,10 @@ import pytest
 
 from taskq.broker import commands, connection, keys, queries
 from taskq.broker.aio import AsyncBroker
+from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
 from taskq.broker.line import AllInUse, Line
-from taskq.broker.sync import MOST_LINES, Broker
+from taskq.broker.sync import MOST_LINES, MOST_STREAMS, Broker
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 from taskq.model import clock
 from taskq.model.states import State
@@ -406,17 +407,103 @@ class TestThreads:
         broker.close()
 
     def test_send_many_however_long_others_do(self, server: Server, namespace: str) -> None:
-        broker = Broker(Endpoint(server.url), 0.1)
-        for _ in range(MOST_LINES):
+        broker = Broker(Endpoint(server.url), 3)
+        for _ in range(MOST_LINES - 1):
             broker._places.get()
         survey = queries.survey(keys.base(namespace, "default"), "default")
-        with ThreadPoolExecutor(1) as pool:
-            sent = pool.submit(lambda: list(broker.run_each([survey] * 2)))
-            let_pass(0.3)
-            assert not sent.done()
-            broker._places.put(None)
-            assert len(sent.result(20)) == 2
+        one_has_it = threading.Event()
+
+        def slowly() -> Iterator[Command[Any]]:
+            for _ in range(10):
+                yield survey
+                one_has_it.set()
+                let_pass(0.5)
+
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(lambda: list(broker.run_each(slowly())))
+            assert one_has_it.wait(20)
+            second = pool.submit(lambda: list(broker.run_each([survey] * 2)))
+            let_pass(3.5)
+            assert not second.done()
+            assert (len(first.result(60)), len(second.result(60))) == (10, 2)
         broker.close()
+
+    def test_send_many_behind_others_only_while_those_are_answered(
+        self, server: Server, namespace: str
+    ) -> None:
+        broker = Broker(Endpoint(server.url), 0.3)
+        survey = queries.survey(keys.base(namespace, "default"), "default")
+        ended: list[Exception] = []
+
+        def send() -> None:
+            try:
+                list(broker.run_each([survey] * 2))
+            except BrokerUnavailable as error:
+                ended.append(error)
+
+        for places in (broker._stream_places, broker._places):
+            taken = places.qsize()
+            for _ in range(taken):
+                places.get()
+            thread = threading.Thread(target=send, daemon=True)
+            thread.start()
+            thread.join(20)
+            for _ in range(taken):
+                places.put(None)
+        assert [type(error) for error in ended] == [AllInUse] * 2
+        assert f"all {MOST_STREAMS} connections that may send many" in str(ended[0])
+        assert len(list(broker.run_each([survey] * 2))) == 2
+        broker.close()
+
+    def test_of_a_loop_send_many_behind_others_only_while_those_are_answered(
+        self, server: Server, namespace: str
+    ) -> None:
+        survey = queries.survey(keys.base(namespace, "default"), "default")
+
+        async def story() -> None:
+            broker = AsyncBroker(Endpoint(server.url), 0.3)
+            for places, count in (
+                (broker._stream_places, MOST_STREAMS),
+                (broker._places, MOST_LINES),
+            ):
+                for _ in range(count):
+                    await places.acquire()
+                with pytest.raises(AllInUse, match=f"all {count} "):
+                    await asyncio.wait_for(all_of(broker.run_each([survey] * 2)), 20)
+                for _ in range(count):
+                    places.release()
+            assert len(await all_of(broker.run_each([survey] * 2))) == 2
+            await broker.close()
+
+        asyncio.run(story())
+
+    @pytest.mark.parametrize("awaited", [False, True])
+    def test_that_send_many_all_hear_of_an_outage_after_one_deadline(
+        self, namespace: str, *, awaited: bool
+    ) -> None:
+        """In lots of four, each with a deadline of its own, it would take the last a minute."""
+        survey = queries.survey(keys.base(namespace, "default"), "default")
+
+        async def awaiting(url: str) -> list[Any]:
+            broker = AsyncBroker(Endpoint(url), 1)
+            await broker.call("PING")
+            server.pause()
+            lots = (all_of(broker.run_each([survey] * 3)) for _ in range(40))
+            return await asyncio.gather(*lots, return_exceptions=True)
+
+        def blocking(url: str) -> list[Any]:
+            broker = Broker(Endpoint(url), 1)
+            broker.call("PING")
+            server.pause()
+            with ThreadPoolExecutor(40) as pool:
+                lots = [pool.submit(list, broker.run_each([survey] * 3)) for _ in range(40)]
+                return [lot.exception() for lot in lots]
+
+        with Server() as server:
+            began = clock.monotonic()
+            errors = asyncio.run(awaiting(server.url)) if awaited else blocking(server.url)
+            assert clock.monotonic() - began < 30
+        assert all(isinstance(error, BrokerUnavailable) for error in errors)
 
     def test_tasks_of_a_loop_do_too(self) -> None:
         async def story(server: Server) -> None:
