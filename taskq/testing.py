@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Generator, Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unittest import mock
 
 from taskq.broker import claims, keys, queries, scripts
@@ -252,8 +252,8 @@ def _pointed_at(app: TaskQ, url: str | None) -> Generator[None]:
     if url is None:
         yield
         return
-    earlier: Any = app.point_at(url)
+    earlier = app.point_at(url)
     try:
         yield
     finally:
-        app.point_at(earlier)
+        app.point_at(*earlier)

@@ -8,6 +8,7 @@ import msgspec
 
 from taskq.broker import embedded
 from taskq.broker.connection import Endpoint
+from taskq.broker.credentials import USELESS, Provider
 from taskq.config import Config
 from taskq.errors import ConfigError
 from taskq.model.signing import Keyring, new_secret
@@ -27,17 +28,20 @@ class Access(msgspec.Struct, frozen=True):
     server: embedded.Embedded | None = None
 
 
-def open_access(app: str, config: Config) -> Access:
+def open_access(app: str, config: Config, provider: Provider | None = None) -> Access:
     """Find Redis and the keys; start the embedded server where it is meant.
 
     Raises:
-        ConfigError: no Redis is named, or a remote one without a secret.
+        ConfigError: no Redis is named, or a remote one without a secret; or there is a provider
+            of credentials, and nobody to tell them to.
 
     """
     url = config.url or _default_url(config)
     if not url.startswith("embedded:"):
-        endpoint = Endpoint(url)
+        endpoint = Endpoint(url, provider)
         return Access(endpoint, *_keys(app, config, endpoint))
+    if provider is not None:
+        raise ConfigError(USELESS.format("the private server"))
     directory = embedded.state_dir(app, config.state_dir, os.environ)
     binary = embedded.find_binary(config.redis_server, path=config.url is not None)
     server = embedded.ensure(app, directory, binary)

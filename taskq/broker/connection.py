@@ -18,7 +18,8 @@ from redis.exceptions import AskError, MovedError, ResponseError
 from redis.retry import Retry
 
 from taskq.broker import faults, places
-from taskq.broker.faults import CLIENT_ERRORS
+from taskq.broker.credentials import USELESS, Provider
+from taskq.broker.faults import CLIENT_ERRORS, NoCredentials
 from taskq.broker.guides import (
     Address,
     Fixed,
@@ -60,8 +61,10 @@ _memory_servers: dict[str, Any] = {}
 class Endpoint:
     """Where Redis is, and how to connect to it. Opens nothing by itself."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, provider: Provider | None = None) -> None:
         place = places.read(url)
+        # Who is asked for user and password, where the URL does not say them.
+        self.provider = provider
         self.url, self.place, self.local = url, place.shown, place.local
         self.encrypted = place.encrypted
         self.memory = place.scheme == "memory"
@@ -152,6 +155,9 @@ class Endpoint:
 
         `waited` says for how many seconds an answer was waited for, if none came.
         """
+        if isinstance(error, NoCredentials):
+            known = BrokerUnavailable if error.passing else BrokerError
+            return known(f"{self.place}: {error}")
         error = faults.classed(error)
         if self._guide is not None:
             if (
@@ -264,6 +270,7 @@ class Endpoint:
     def _network_pools(self, url: str) -> tuple[Any, Any]:
         # One socket option set for both; RESP2 gives the same reply shapes everywhere.
         options: dict[str, Any] = {
+            "credential_provider": self.provider,
             "protocol": 2,
             "socket_timeout": SOCKET_TIMEOUT,
             "socket_connect_timeout": SOCKET_TIMEOUT,
@@ -280,6 +287,7 @@ class Endpoint:
                 _Pool.from_url(url, retry=Retry(NoBackoff(), 0), **options),
                 _AsyncPool.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **options),
             )
+            self._check_login(pools[0].connection_kwargs)
             # Opens nothing: the client looks now at the options that the URL says.
             _make(pools[0], {})
         except (ValueError, TypeError) as error:
@@ -287,7 +295,17 @@ class Endpoint:
             raise ConfigError(msg) from None
         return pools
 
+    def _check_login(self, options: dict[str, Any]) -> None:
+        if self.provider and (options.get("username") or options.get("password")):
+            msg = (
+                f"url {self.place}: user or password stand in it, and credentials= would be asked "
+                "for them: leave out one of the two"
+            )
+            raise ConfigError(msg)
+
     def _memory_pools(self) -> tuple[Any, Any]:
+        if self.provider is not None:
+            raise ConfigError(USELESS.format("memory://"))
         try:
             import fakeredis  # noqa: PLC0415 - of the `test` extra
         except ImportError:

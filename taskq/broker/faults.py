@@ -41,6 +41,19 @@ class ScriptMissing(BrokerError):
     """Redis does not have the script: nothing was done."""
 
 
+class NoCredentials(RedisError):
+    """Who is asked for user and password has none."""
+
+    # Another time there may be some.
+    passing = True
+
+
+class NeverCredentials(NoCredentials):
+    """Nor will there be any another time."""
+
+    passing = False
+
+
 # What a node of a cluster says; the errors of older clients are of no class of their own.
 _OF_NODES: dict[str, type[ResponseError]] = {
     "ASK": AskError,
@@ -61,6 +74,8 @@ def told(error: Exception) -> str:
     """Return an error's words; those of a refused login are not ours to show."""
     if isinstance(error, (AuthenticationError, AuthorizationError)):
         return "refused user or password"
+    if isinstance(error, NoCredentials):
+        return str(error)
     words = f"{type(error).__name__}: {error}"
     if "mismatch" in words and distrusts(error):
         return f"{words}; its certificate must name the host as it is addressed"

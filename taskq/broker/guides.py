@@ -20,7 +20,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from taskq.broker.faults import distrusts, told
+from taskq.broker.faults import NoCredentials, distrusts, told
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 
@@ -304,6 +304,8 @@ def spelt(address: Address) -> str:
 
 def _refuses(error: Exception) -> bool:
     """Whether an answer will be the same next time."""
+    if isinstance(error, NoCredentials):
+        return not error.passing
     return isinstance(error, (ResponseError, AuthenticationError, AuthorizationError))
 
 

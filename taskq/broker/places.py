@@ -107,6 +107,8 @@ def _asking(parts: SplitResult) -> tuple[dict[str, Any], str]:
     options: dict[str, Any] = {
         "username": None,
         "password": None,
+        # The servers' own.
+        "credential_provider": None,
         **dict.fromkeys(_TIMEOUTS, ASK_SECONDS),
     }
     rest: list[tuple[str, str]] = []

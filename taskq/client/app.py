@@ -15,6 +15,7 @@ from taskq.broker import keys
 from taskq.broker.access import Access, open_access
 from taskq.broker.aio import AsyncBroker
 from taskq.broker.cluster import open_abroker, open_broker
+from taskq.broker.credentials import Credentials, Provider
 from taskq.broker.sync import Broker
 from taskq.client import sending
 from taskq.client.dead import DeadLetters
@@ -56,6 +57,8 @@ class TaskQ:
             `["low", Queue("emails", partitions=8)]`.
         lifespan: a context manager `fn(app)`, sync or async, entered by each worker
             process before it claims; what it yields is `ctx.state`.
+        credentials: a function that returns (user, password), or a password, or redis's
+            `CredentialProvider`; asked at each new connection, where the URL has neither.
         settings: see `taskq.config.Settings`; each is also a variable `TASKQ_<NAME>`.
 
     """
@@ -67,11 +70,13 @@ class TaskQ:
         include: Sequence[str] = (),
         queues: Iterable[Queue | str] = (),
         lifespan: Lifespan | None = None,
+        credentials: Credentials | None = None,
         **settings: Unpack[Settings],
     ) -> None:
         self.name = check_name("app", name)
         self.include = (include,) if isinstance(include, str) else tuple(include)
         self.lifespan = lifespan
+        self._provider = None if credentials is None else Provider(credentials)
         self.tasks: dict[str, Task[..., Any]] = {}
         # What `@app.periodic` declared, by the names of the schedules.
         self.periodic_calls: dict[str, Periodic] = {}
@@ -269,7 +274,7 @@ class TaskQ:
         """Where Redis is, and the keys; found at first use."""
         if self._access is None:
             with self._lock:
-                self._access = self._access or open_access(self.name, self.config)
+                self._access = self._access or open_access(self.name, self.config, self._provider)
         return self._access
 
     @property
@@ -341,11 +346,14 @@ class TaskQ:
         """Take a new lock, after a fork."""
         self._lock = threading.RLock()
 
-    def point_at(self, url: str | None) -> str | None:
-        """Use another Redis from now on; return the URL used so far. For tests."""
+    def point_at(
+        self, url: str | None, provider: Provider | None = None
+    ) -> tuple[str | None, Provider | None]:
+        """Use another Redis from now on; return how to come back to this one. For tests."""
         self.close()
         with self._lock:
-            earlier = self.config.url
+            earlier = self.config.url, self._provider
+            self._provider = provider
             self._config = dataclasses.replace(self.config, url=url)
             self._seals.clear()
             self.moulds.clear()

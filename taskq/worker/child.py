@@ -25,7 +25,7 @@ from taskq.client.app import TaskQ
 from taskq.client.loader import load_app
 from taskq.errors import BrokerError, BrokerUnavailable, TaskQError
 from taskq.model import clock
-from taskq.worker import gate, logs
+from taskq.worker import courier, gate, logs
 from taskq.worker.channel import Channel, Note
 from taskq.worker.declaring import Declared
 from taskq.worker.engine import Engine, Plan
@@ -148,6 +148,8 @@ class Child:
             "kind": "hello",
             "app": app.name,
             "url": app.access.endpoint.url,
+            # It may ask for user and password.
+            "provider": app.access.endpoint.provider is not None,
             "place": app.access.endpoint.place,
             # The supervisor verifies orders by them.
             "keys": app.access.keyring.keys,
@@ -198,6 +200,9 @@ class Child:
             self._drain(engine, note["seconds"])
         elif note["kind"] == "cancel":
             engine.hear()
+        elif note["kind"] == "credentials":
+            if (provider := engine.app.access.endpoint.provider) is not None:
+                courier.answer(provider, note, self._channel)
         elif note["kind"] == "forgotten":
             engine.doubt(note["queue"])
         elif note["kind"] == "ping":

@@ -14,11 +14,13 @@ from collections import deque
 from taskq.broker import keys
 from taskq.broker.claims import Kept, Order
 from taskq.broker.connection import Endpoint
+from taskq.broker.credentials import Provider
 from taskq.model import clock
 from taskq.model.signing import Keyring
 from taskq.worker import gate, zombies
 from taskq.worker.burst import BurstWatch
 from taskq.worker.channel import Note
+from taskq.worker.courier import Courier
 from taskq.worker.declaring import Declared
 from taskq.worker.guard import Guard
 from taskq.worker.inquest import Inquest
@@ -45,6 +47,7 @@ class Supervisor:
         self._vitals = vitals
         self._signals = Signals()
         self._staff = Staff(orders)
+        self._courier = Courier(self._staff)
         self._roll = Roll(self._staff.start, self._staff.retire)
         self._stopping = Stopping(self._staff)
         self._inquest = Inquest()
@@ -114,6 +117,8 @@ class Supervisor:
                         self._staff.relieve(child)
             elif note["kind"] == "terminate":
                 self._terminate(child, note["id"])
+            elif note["kind"] == "credentials":
+                self._courier.hear(note)
             elif note["kind"] == "spent":
                 self._recycle(child, note["why"])
             elif note["kind"] == "alive":
@@ -152,7 +157,8 @@ class Supervisor:
         self._staff.fill()
 
     def _begin(self, hello: Note, keyring: Keyring) -> None:
-        endpoint = Endpoint(hello["url"])
+        provider = Provider(self._courier.fetch) if hello["provider"] else None
+        endpoint = Endpoint(hello["url"], provider)
         log.info(
             "%s: app %s on %s, queues %s, %s each; tasks: %s",
             self._orders.name, hello["app"], hello["place"], keys.told(hello["queues"]),

@@ -13,6 +13,7 @@ import msgspec
 from taskq.broker.cluster import open_abroker, open_broker
 from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
+from taskq.broker.credentials import Provider
 from taskq.broker.scripts import Script
 
 T = TypeVar("T")
@@ -32,8 +33,10 @@ class Driver(Protocol):
 class Blocking:
     """What `open_broker` makes."""
 
-    def __init__(self, url: str, deadline: float = DEADLINE) -> None:
-        self._broker = open_broker(Endpoint(url), deadline)
+    def __init__(
+        self, url: str, deadline: float = DEADLINE, provider: Provider | None = None
+    ) -> None:
+        self._broker = open_broker(Endpoint(url, provider), deadline)
 
     def run(self, command: Command[T]) -> T:
         return self._broker.run(command)
@@ -64,9 +67,11 @@ async def into(told: list[Any], replies: AsyncIterator[Any]) -> None:
 class Awaited:
     """What `open_abroker` makes, on an event loop of its own."""
 
-    def __init__(self, url: str, deadline: float = DEADLINE) -> None:
+    def __init__(
+        self, url: str, deadline: float = DEADLINE, provider: Provider | None = None
+    ) -> None:
         self._runner = asyncio.Runner()
-        self._broker = open_abroker(Endpoint(url), deadline)
+        self._broker = open_abroker(Endpoint(url, provider), deadline)
 
     def run(self, command: Command[T]) -> T:
         return self._runner.run(self._broker.run(command))

@@ -45,6 +45,8 @@ async def session(app: TaskQ) -> AsyncGenerator[str, None]:
 
 app = TaskQ("shop", include=["shop.emails"], queues=["low"], lifespan=database)
 other = TaskQ("other", lifespan=session, lease=timedelta(seconds=5), threads=4, secret=None)
+TaskQ("mine", credentials=lambda: "password")
+TaskQ("mine", credentials=lambda: ("user", "password"))
 
 
 @app.task
