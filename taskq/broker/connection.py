@@ -190,6 +190,7 @@ class Endpoint:
     async def _aopened(self, pool: Any, options: dict[str, Any]) -> Any:
         connection = _make(pool, options)
         try:
+            await self._tell(connection)
             await connection.connect()
         except CLIENT_ERRORS as error:
             raise self.translate(error, sent=False) from error
@@ -259,6 +260,7 @@ class Endpoint:
     async def _aask(self, guide: Guide, question: Question) -> Any:
         connection = _make(self._pools[1], _at(question.address) | guide.options)
         try:
+            await self._tell(connection)
             await connection.connect()
             await connection.send_command(*question.words, check_health=False)
             return await connection.read_response()
@@ -266,6 +268,11 @@ class Endpoint:
             return error
         finally:
             await connection.disconnect(nowait=True)
+
+    async def _tell(self, connection: Any) -> None:
+        """Let user and password be known to a connection that would ask for them."""
+        if self.provider is not None and connection.credential_provider is self.provider:
+            connection.credential_provider = await self.provider.told()
 
     def _network_pools(self, url: str) -> tuple[Any, Any]:
         # One socket option set for both; RESP2 gives the same reply shapes everywhere.

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
-from redis.credentials import CredentialProvider
+from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
 
 from taskq.broker.faults import NeverCredentials, NoCredentials
 from taskq.errors import ConfigError
@@ -50,8 +50,15 @@ class Provider(CredentialProvider):
             raise _raised(error) from None
         return _login(found)
 
-    async def get_credentials_async(self) -> Login:
-        """Return the same, awaited; what may block does so in a thread."""
+    async def told(self) -> CredentialProvider:
+        """Return what tells the same to one connection; what may block does so in a thread.
+
+        Older clients let a provider block the event loop.
+        """
+        user, password = ("", *await self._await())[-2:]
+        return UsernamePasswordCredentialProvider(user, password)
+
+    async def _await(self) -> Login:
         asked = self._asked
         if not isinstance(asked, CredentialProvider) or not _is_awaited(asked):
             return await asyncio.to_thread(self.get_credentials)
@@ -76,8 +83,10 @@ def _checked(asked: Any) -> Credentials:
 
 def _is_awaited(asked: CredentialProvider) -> bool:
     """Whether it has a way of its own for coroutines; that which is inherited blocks."""
-    own: Any = type(asked).get_credentials_async
-    return own is not CredentialProvider.get_credentials_async
+    # Older clients have none.
+    name = "get_credentials_async"
+    own: Any = getattr(type(asked), name, None)
+    return own is not None and own is not getattr(CredentialProvider, name, None)
 
 
 def _raised(error: Exception) -> NoCredentials:

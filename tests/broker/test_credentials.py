@@ -100,16 +100,17 @@ def test_which_is_asked_in_its_own_way_where_that_is_awaited(vault: Vault) -> No
 
 
 def test_one_that_blocks_keeps_no_coroutine_waiting(vault: Vault) -> None:
-    others_go_on = threading.Event()
+    begun, others_go_on = threading.Event(), threading.Event()
 
     def slow() -> tuple[str, str]:
+        begun.set()
         assert others_go_on.wait(60)
         return vault()
 
     async def story() -> None:
         broker = AsyncBroker(Endpoint(vault.server.url, Provider(slow)), 60)
         call = asyncio.create_task(broker.call("ACL", "WHOAMI"))
-        await asyncio.sleep(0)
+        assert await asyncio.to_thread(begun.wait, 60)
         others_go_on.set()
         assert await call == b"ann"
         await broker.close()
