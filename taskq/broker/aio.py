@@ -24,7 +24,7 @@ from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS, ScriptMissing, retrying
 from taskq.broker.grouping import AsyncGroup
-from taskq.broker.line import AllInUse, Lot
+from taskq.broker.line import AllInUse, Stream
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
@@ -178,33 +178,33 @@ class AsyncBroker:
 
     async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T | None]:
         """Run many; the next is made and sent while Redis works at the one before."""
-        lot = Lot(calls)
+        stream = Stream(calls)
         while True:
             try:
                 async with self._stream_place(), self._line(self._latest()) as line:
                     # In an outage no deadline begins anew where others have waited for one.
-                    lot.began = max(lot.began, self._served_at)
-                    async for reply in _stream(line, lot):
+                    stream.began = max(stream.began, self._served_at)
+                    async for reply in _replies(line, stream):
                         self._served_at = clock.monotonic()
                         yield reply
             except ScriptMissing:
-                while lot.sent:
-                    yield await self.run(lot.sent[0])
-                    lot.answered()
+                while stream.sent:
+                    yield await self.run(stream.sent[0])
+                    stream.answered()
             except BrokerUnavailable as error:
-                if not lot.sent:
+                if not stream.sent:
                     raise
                 # What was on the way is sent again, one by one: scripts may be repeated.
-                while lot.sent:
-                    command = lot.sent[0]
-                    ask = _runner(command, lot.began + self._deadline)
-                    yield await self._again(lot.began, error, ask, lend=self._lender(command))
-                    lot.answered()
+                while stream.sent:
+                    command = stream.sent[0]
+                    ask = _runner(command, stream.began + self._deadline)
+                    yield await self._again(stream.began, error, ask, lend=self._lender(command))
+                    stream.answered()
             else:
-                if not lot.sent:
+                if not stream.sent:
                     return
-                yield await self.run(lot.sent[0])
-                lot.answered()
+                yield await self.run(stream.sent[0])
+                stream.answered()
 
     async def call(self, *arguments: Any) -> Any:
         """Send one command that may be repeated, and return the reply; by the deadline."""
@@ -327,25 +327,25 @@ def _runner(command: Command[T], until: float) -> Callable[[AsyncLine], Awaitabl
     return run
 
 
-async def _stream(line: AsyncLine, lot: Lot[T]) -> AsyncIterator[T]:
+async def _replies(line: AsyncLine, stream: Stream[T]) -> AsyncIterator[T]:
     """Yield the replies, one command ahead.
 
     It ends before one that waits for replicas, which is left in `sent`: that takes another line.
     """
-    sent = lot.sent
+    sent = stream.sent
     try:
-        for command in lot.rest():
+        for command in stream.rest():
             sent.append(command)
             if not command.replicas:
                 await line.begin(command)
             if len(sent) > 1:
                 yield await line.end(sent[0])
-                lot.answered()
+                stream.answered()
             if command.replicas:
                 return
         while sent:
             yield await line.end(sent[0])
-            lot.answered()
+            stream.answered()
     except BrokerError:
         # The reply to a later command may still come.
         await line.close()

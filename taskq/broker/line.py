@@ -28,7 +28,7 @@ class AllInUse(BrokerUnavailable):
     """No line became free in time. Nothing was sent."""
 
 
-class Lot(Generic[T]):
+class Stream(Generic[T]):
     """Many calls of one caller, sent one after the other."""
 
     def __init__(self, calls: Iterable[Command[T]]) -> None:

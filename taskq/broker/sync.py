@@ -20,7 +20,7 @@ from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import ScriptMissing, retrying
 from taskq.broker.grouping import Group
-from taskq.broker.line import AllInUse, Line, Lot
+from taskq.broker.line import AllInUse, Line, Stream
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
@@ -101,31 +101,31 @@ class Broker:
 
         With a cluster, None stands for one that failed while others were on their way.
         """
-        lot = Lot(calls)
+        stream = Stream(calls)
         while True:
             try:
                 with self._stream_line(BEHIND_OTHERS) as line:
                     # In an outage no deadline begins anew where others have waited for one.
-                    lot.began = max(lot.began, self._served_at)
-                    for reply in _stream(line, lot):
+                    stream.began = max(stream.began, self._served_at)
+                    for reply in _replies(line, stream):
                         self._served_at = clock.monotonic()
                         yield reply
             except ScriptMissing:
-                while lot.sent:
-                    yield self.run(lot.sent[0])
-                    lot.answered()
+                while stream.sent:
+                    yield self.run(stream.sent[0])
+                    stream.answered()
             except BrokerUnavailable as error:
-                if not lot.sent:
+                if not stream.sent:
                     raise
                 # What was on the way is sent again, one by one: scripts may be repeated.
-                while lot.sent:
-                    yield self.again(lot.sent[0], error, lot.began)
-                    lot.answered()
+                while stream.sent:
+                    yield self.again(stream.sent[0], error, stream.began)
+                    stream.answered()
             else:
-                if not lot.sent:
+                if not stream.sent:
                     return
-                yield self.run(lot.sent[0])
-                lot.answered()
+                yield self.run(stream.sent[0])
+                stream.answered()
 
     def again(
         self,
@@ -314,25 +314,25 @@ def _runner(command: Command[T], until: float) -> Callable[[Line], T]:
     return run
 
 
-def _stream(line: Line, lot: Lot[T]) -> Iterator[T]:
+def _replies(line: Line, stream: Stream[T]) -> Iterator[T]:
     """Yield the replies, one command ahead.
 
     It ends before one that waits for replicas, which is left in `sent`: that takes another line.
     """
-    sent = lot.sent
+    sent = stream.sent
     try:
-        for command in lot.rest():
+        for command in stream.rest():
             sent.append(command)
             if not command.replicas:
                 line.begin(command)
             if len(sent) > 1:
                 yield line.end(sent[0])
-                lot.answered()
+                stream.answered()
             if command.replicas:
                 return
         while sent:
             yield line.end(sent[0])
-            lot.answered()
+            stream.answered()
     except BrokerError:
         # The reply to a later command may still come.
         line.close()
