@@ -6,6 +6,7 @@ Those of producers and of people; a worker's are in `claims`, those of schedules
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -109,13 +110,13 @@ def enqueue(base: str, outgoing: Sequence[Outgoing]) -> Command[str]:
     if len(outgoing) == 1:  # as mostly: there is nothing to put in order
         [one] = outgoing
         return Command(scripts.load("enqueue"), base, (one.lane, one.label, 1, one.raw), text)
-    return enqueue_lots(base, _lots(outgoing))
+    return enqueue_lots(base, map(_alone, outgoing))
 
 
 def enqueue_lots(base: str, lots: Iterable[Lot]) -> Command[str]:
     """Queue at most 1,000 messages; as `enqueue`."""
     arguments: list[Argument] = []
-    for lot in lots:
+    for lot in _joined(lots):
         arguments += (lot.lane, lot.label, len(lot.raws))
         arguments += lot.raws
     return Command(scripts.load("enqueue"), base, arguments, text)
@@ -123,13 +124,13 @@ def enqueue_lots(base: str, lots: Iterable[Lot]) -> Command[str]:
 
 def schedule(base: str, outgoing: Sequence[Outgoing]) -> Command[str]:
     """Keep at most 1,000 messages until they are due. Reads as one letter each."""
-    return schedule_lots(base, _lots(outgoing))
+    return schedule_lots(base, map(_alone, outgoing))
 
 
 def schedule_lots(base: str, lots: Iterable[Lot]) -> Command[str]:
     """Keep at most 1,000 messages until they are due; as `schedule`."""
     arguments: list[Argument] = []
-    for lot in lots:
+    for lot in _joined(lots):
         arguments += (lot.lane, lot.due or "+0", lot.label, len(lot.raws))
         arguments += lot.raws
     return Command(scripts.load("schedule"), base, arguments, text)
@@ -150,7 +151,7 @@ def send(
 
     At most 1,000 messages and 4 MiB go into one.
     """
-    now = sorted((one for one in outgoing if one.due is None), key=_place_of)
+    now = sorted((one for one in outgoing if one.due is None), key=_lane)
     later = [one for one in outgoing if one.due is not None]
     for page in _pages(now):
         yield page, enqueue(base, page)
@@ -163,7 +164,7 @@ def send_lots(base: str, lots: Sequence[Lot]) -> Iterable[tuple[Sequence[Lot], C
 
     At most 4 MiB go into one: a lot of more than that must have one message.
     """
-    now = sorted((lot for lot in lots if lot.due is None), key=_place_of)
+    now = sorted((lot for lot in lots if lot.due is None), key=_lane)
     later = [lot for lot in lots if lot.due is not None]
     for page in _pages(now):
         yield page, enqueue_lots(base, page)
@@ -227,14 +228,19 @@ def _pages(sendings: Iterable[S]) -> Iterable[list[S]]:
         yield page
 
 
-def _lots(outgoing: Sequence[Outgoing]) -> Iterable[Lot]:
-    """Return messages by where they go, in their order."""
-    for (lane, label, due), some in itertools.groupby(outgoing, _place_of):
-        yield Lot(lane, label, due, [one.raw for one in some])
+def _alone(one: Outgoing) -> Lot:
+    return Lot(one.lane, one.label, one.due, [one.raw])
 
 
-def _place_of(one: Outgoing | Lot) -> tuple[str, bytes, str]:
-    return one.lane, one.label, one.due or ""
+def _joined(lots: Iterable[Lot]) -> Iterable[Lot]:
+    """Return neighbours that go to one place as one lot: each costs the script some commands."""
+    for (lane, label, due), some in itertools.groupby(lots, _place_of):
+        yield Lot(lane, label, due, [raw for lot in some for raw in lot.raws])
+
+
+# In a list they keep their order, whatever their labels are.
+_lane = operator.attrgetter("lane")
+_place_of = operator.attrgetter("lane", "label", "due")
 
 
 def _first_number(reply: Any) -> int:

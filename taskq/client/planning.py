@@ -213,7 +213,9 @@ class Planning:
                 raise
             for one, verdict in zip(page, verdicts, strict=True):
                 if verdict == batch.REFUSED:
-                    raise batch.duplicate(one.task, one.name)
+                    duplicate = batch.duplicate(one.task, one.name)
+                    duplicate.sent = sent
+                    raise duplicate
             sent += [sending.handle(self._app, one, queue) for one in page]
         return sent
 

@@ -14,13 +14,14 @@ from taskq.model import clock
 from taskq.worker.channel import Channel, Note
 from taskq.worker.process import ChildProcess
 
-# A child that does not answer may be kept busy in C: then the next one is asked.
+# Well under a lease, which must be renewed meanwhile.
 _ANSWER_SECONDS = 3.0
-_MOST_SECONDS = 9.0
+# All may be kept busy in C. So long they are not waited for again.
+_MUTE_SECONDS = 30.0
 
 
 class Courier:
-    """Asks one child after the other. What was told last is used where none answers."""
+    """Asks all children; the first answers. What was told last is used where none does."""
 
     def __init__(self, children: Iterable[ChildProcess]) -> None:
         self._children = children
@@ -31,6 +32,8 @@ class Courier:
         self._number = 0
         self._answer: Note | None = None
         self._last: Login | None = None
+        # A monotonic instant until which none is asked.
+        self._mute_until = 0.0
 
     def fetch(self) -> Login:
         """Return a password, or user and password; for every thread but the one that hears.
@@ -41,13 +44,8 @@ class Courier:
         """
         with self._one:
             answer = self._ask()
-            if answer is not None:
-                if "failed" in answer:
-                    raise (NoCredentials if answer["passing"] else NeverCredentials)(
-                        answer["failed"]
-                    )
-                user, password = answer["login"]
-                self._last = (user, password) if user else (password,)
+            if answer is not None and "failed" in answer:
+                raise (NoCredentials if answer["passing"] else NeverCredentials)(answer["failed"])
             if self._last is None:
                 msg = "no child of this worker answers who could ask for user and password"
                 raise NoCredentials(msg)
@@ -56,30 +54,29 @@ class Courier:
     def hear(self, note: Note) -> None:
         """Take an answer."""
         with self._answered:
-            if note["number"] == self._number:
+            self._mute_until = 0.0
+            if "login" in note:
+                user, password = note["login"]
+                # Also where it comes too late for whoever asked: the next one has it.
+                self._last = (user, password) if user else (password,)
+            if note["number"] == self._number and self._answer is None:
                 self._answer = note
                 self._answered.notify_all()
 
     def _ask(self) -> Note | None:
+        if self._last is not None and clock.monotonic() < self._mute_until:
+            return None
         with self._answered:
             self._number += 1
             self._answer = None
-        until, asked = clock.monotonic() + _MOST_SECONDS, False
-        for child in self._children:
-            # What ended, or runs nothing, answers nothing.
-            if child.serves and not (child.bye or child.frozen):
-                child.channel.send({"kind": "credentials", "number": self._number})
-                asked = True
-                if self._wait(min(_ANSWER_SECONDS, until - clock.monotonic())):
-                    break
-        if asked:
-            # Who asks a service may take longer; whoever answers first is heard.
-            self._wait(until - clock.monotonic())
-        return self._answer
-
-    def _wait(self, seconds: float) -> bool:
+        # What ended, or runs nothing, answers nothing.
+        able = [one for one in self._children if one.serves and not (one.bye or one.frozen)]
+        for child in able:
+            child.channel.send({"kind": "credentials", "number": self._number})
         with self._answered:
-            return self._answered.wait_for(lambda: self._answer is not None, max(0.0, seconds))
+            if able and not self._answered.wait_for(lambda: self._answer, _ANSWER_SECONDS):
+                self._mute_until = clock.monotonic() + _MUTE_SECONDS
+            return self._answer
 
 
 def answer(provider: Provider, note: Note, channel: Channel) -> None:

@@ -243,6 +243,8 @@ class Exchange:
     def _come_back(self, reach: Reach) -> None:
         """Begin to use a line again that has answered: Redis may have forgotten something."""
         self._receive()
+        if reach.away(clock.monotonic()):
+            return  # it broke again; what was claimed meanwhile is in the reply that is to come
         try:
             for port in reach.ports:
                 port.disclaim(reach.line, set(self._books.fields_of(port.queue)))

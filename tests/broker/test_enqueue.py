@@ -138,6 +138,14 @@ def test_lots_are_sent_as_their_messages_are(queue: Queue) -> None:
     assert queue.scheduled() == [one.message.id for one in later]
 
 
+def test_neighbours_that_go_to_one_place_are_one_lot_to_redis(queue: Queue) -> None:
+    raws, label = [one.raw for one in queue.messages(5)], b"--------4102444800000"
+    lots = [Lot(ADD, one, None, [raw]) for one, raw in zip([b""] * 4 + [label], raws, strict=True)]
+    assert commands.enqueue_lots(queue.base, lots).arguments == [
+        ADD, b"", 4, *raws[:4], ADD, label, 1, raws[4],
+    ]  # fmt: skip
+
+
 def test_lots_of_more_than_four_mebibytes_go_apart(queue: Queue) -> None:
     lots = [Lot(ADD, b"", None, [one.raw]) for one in queue.messages(9, body=b"x" * 1_000_000)]
     assert [len(page) for page, _ in commands.send_lots(queue.base, lots)] == [4, 4, 1]

@@ -117,8 +117,15 @@ def test_calls_of_one_lane_start_in_the_order_in_which_they_were_given(new_app: 
     app: TaskQ = new_app()
     seen: list[int] = []
     note = app.task(name="note")(seen.append)
-    ways = [note, note.options(headers={"b": 1}), note.options(priority=5, result_ttl=90)]
-    sent = app.enqueue_many([ways[number % 3].s(number) for number in range(60)])
+    ways = [
+        note.options(expires=90),
+        note,
+        note.options(headers={"b": 1}, expires=60),
+        note.options(priority=5, result_ttl=90),
+    ]
+    calls = [ways[number % 4].s(number) for number in range(60)]
+    calls[30:] = [note.options(id=f"named-{number}").s(number) for number in range(30, 60)]
+    sent = app.enqueue_many(calls)
     with running_worker(app, threads=1):
         taskq.gather(sent, timeout=60)
     assert seen == list(range(60))
