@@ -151,12 +151,7 @@ def send(
 
     At most 1,000 messages and 4 MiB go into one.
     """
-    now = sorted((one for one in outgoing if one.due is None), key=_lane)
-    later = [one for one in outgoing if one.due is not None]
-    for page in _pages(now):
-        yield page, enqueue(base, page)
-    for page in _pages(later):
-        yield page, schedule(base, page)
+    return _by_pages(base, outgoing, enqueue, schedule)
 
 
 def send_lots(base: str, lots: Sequence[Lot]) -> Iterable[tuple[Sequence[Lot], Command[str]]]:
@@ -164,12 +159,7 @@ def send_lots(base: str, lots: Sequence[Lot]) -> Iterable[tuple[Sequence[Lot], C
 
     At most 4 MiB go into one: a lot of more than that must have one message.
     """
-    now = sorted((lot for lot in lots if lot.due is None), key=_lane)
-    later = [lot for lot in lots if lot.due is not None]
-    for page in _pages(now):
-        yield page, enqueue_lots(base, page)
-    for page in _pages(later):
-        yield page, schedule_lots(base, page)
+    return _by_pages(base, lots, enqueue_lots, schedule_lots)
 
 
 def cancel(base: str, id: str, order: bytes) -> Command[str]:
@@ -212,6 +202,18 @@ def discard(
     """
     arguments: list[Argument] = [skip, task, *ids]
     return Command(scripts.load("discard"), base, arguments, _count_and_next)
+
+
+def _by_pages(
+    base: str,
+    sendings: Sequence[S],
+    now: Callable[[str, Sequence[S]], Command[str]],
+    later: Callable[[str, Sequence[S]], Command[str]],
+) -> Iterable[tuple[Sequence[S], Command[str]]]:
+    for page in _pages(sorted((one for one in sendings if one.due is None), key=_lane)):
+        yield page, now(base, page)
+    for page in _pages([one for one in sendings if one.due is not None]):
+        yield page, later(base, page)
 
 
 def _pages(sendings: Iterable[S]) -> Iterable[list[S]]:
