@@ -56,8 +56,7 @@ class AsyncLine:
             await connection.send_command(*arguments, check_health=False)
             _obey(cancelled)
         except CLIENT_ERRORS as error:
-            await self.close()
-            raise self.endpoint.translate(error, sent=True) from error
+            raise await self._broken(error) from error
         except BaseException:
             await self.close()
             raise
@@ -71,8 +70,7 @@ class AsyncLine:
         except ResponseError as error:
             raise await self._refused(error) from error
         except CLIENT_ERRORS as error:
-            await self.close()
-            raise self.endpoint.translate(error, sent=True) from error
+            raise await self._broken(error) from error
         except BaseException:
             # Cancelled before its reply: the next caller would read that one.
             await self.close()
@@ -121,6 +119,11 @@ class AsyncLine:
     async def _connect(self) -> Any:
         self._connection = await self.endpoint.aopen()
         return self._connection
+
+    async def _broken(self, error: Exception) -> BrokerError:
+        broken = self._connection
+        await self.close()
+        return self.endpoint.translate(error, sent=True, of=broken)
 
     async def _refused(self, error: ResponseError) -> BrokerError:
         if isinstance(error, NoScriptError):

@@ -32,11 +32,9 @@ class NodeLine(Line):
 
     def send(self, *arguments: Any) -> None:
         """Send one command; see `Line.send`. Where others found the node silent, do not wait."""
-        if self._connection is not None and self.endpoint.silent:
+        if self._connection is not None and self.endpoint.is_silent(self._connection):
             self.close()
-            # To connect anew is for the next call: WAIT, on another connection, proves nothing.
-            msg = f"{self.endpoint.place}: a node does not answer"
-            raise BrokerUnavailable(msg)
+            raise _silent(self.endpoint)
         super().send(*arguments)
 
     def begin(self, command: Command[T]) -> None:
@@ -77,6 +75,13 @@ class AsyncNodeLine(AsyncLine):
     async def begin(self, command: Command[T]) -> None:
         """Send a script call; see `AsyncLine.begin`."""
         await super().begin(await self._localised(command))
+
+    async def send(self, *arguments: Any) -> None:
+        """Send one command; see `NodeLine.send`."""
+        if self._connection is not None and self.endpoint.is_silent(self._connection):
+            await self.close()
+            raise _silent(self.endpoint)
+        await super().send(*arguments)
 
     async def _localised(self, command: Command[T]) -> Command[T]:
         if self._connection is None:
@@ -126,9 +131,11 @@ class _NodeBroker(Broker):
         """
         return held.enter_context(self._stream_line(latest, lasting=lasting))
 
-    def take_off(self, command: Command[T], line: Line) -> _Flight[T]:
-        """Send a script call, and return it while it is on its way."""
-        return _Flight(self, line, command, self._deadline)
+    def take_off(self, command: Command[T], line: Line, asked: float) -> _Flight[T]:
+        """Send a script call, and return it while it is on its way; its line was asked for then."""
+        # In an outage no deadline begins anew where others have waited for one.
+        waited = clock.monotonic() - max(asked, self._served_at)
+        return _Flight(self, line, command, waited, self._deadline)
 
 
 class _HeldLines:
@@ -165,11 +172,13 @@ class _Flight(Generic[T]):
     """A script call on its way, the only one on its line."""
 
     def __init__(
-        self, broker: _NodeBroker, line: Line, command: Command[T], deadline: float
+        self, broker: _NodeBroker, line: Line, command: Command[T], waited: float, deadline: float
     ) -> None:
         self.command = command
         self._broker, self._line = broker, line
-        self._until = clock.monotonic() + deadline
+        self._until = clock.monotonic() + deadline - waited
+        # For so many seconds its line was waited for, and nobody answered.
+        self._waited = waited
         self._error: BrokerError | None = None
         try:
             line.begin(command)
@@ -178,7 +187,7 @@ class _Flight(Generic[T]):
 
     def land(self, *, again: bool) -> T:
         """Return the reply; where something broke on the way, try `again` or not."""
-        began = clock.monotonic()
+        began = clock.monotonic() - self._waited
         try:
             if self._error is not None:
                 raise self._error
@@ -189,10 +198,9 @@ class _Flight(Generic[T]):
             if not again:
                 raise
             # On the line that it has: there may be no other, for as long as it has this one.
-            return self._broker.again(self.command, error, began, self._line)
-        else:
-            self._broker.note_answer()
-            return reply
+            reply = self._broker.again(self.command, error, began, self._line)
+        self._broker.note_answer()
+        return reply
 
 
 class _AsyncNodeBroker(AsyncBroker):
@@ -200,8 +208,11 @@ class _AsyncNodeBroker(AsyncBroker):
 
     async def run_one_of_many(self, command: Command[T]) -> T:
         """Run one script call of those that somebody sends; what is sent alone goes first."""
+        asked = clock.monotonic()
         async with self._stream_place():
-            return await self.run(command)
+            # In an outage no deadline begins anew where others have waited for one.
+            began = max(asked, self._served_at)
+            return await self.run(command, within=began + self._deadline - clock.monotonic())
 
 
 class ClusterBroker(Broker):
@@ -244,7 +255,9 @@ class ClusterBroker(Broker):
                     yield land(next(iter(flights)))
                 if errors:
                     break
-                flights[base] = broker.take_off(command, lines.of(broker, lasting=lasting))
+                asked = clock.monotonic()
+                line = lines.of(broker, lasting=lasting)
+                flights[base] = broker.take_off(command, line, asked)
             while flights:
                 yield land(next(iter(flights)))
             if errors:
@@ -339,6 +352,11 @@ def open_broker(endpoint: Endpoint, deadline: float) -> Broker:
 def open_abroker(endpoint: Endpoint, deadline: float) -> AsyncBroker:
     """Return the driver for a place, of the running event loop."""
     return (AsyncClusterBroker if endpoint.clustered else AsyncBroker)(endpoint, deadline)
+
+
+def _silent(endpoint: Endpoint) -> BrokerUnavailable:
+    # To connect anew is for the next call: WAIT, on another connection, proves nothing.
+    return BrokerUnavailable(f"{endpoint.place}: a node does not answer")
 
 
 def _key(arguments: Sequence[Any]) -> str | bytes:

@@ -100,10 +100,9 @@ class Endpoint:
         there._slot = slot_of(base)  # noqa: SLF001
         return there
 
-    @property
-    def silent(self) -> bool:
-        """Whether the node of a cluster that has the queue did not answer, to whomever it was."""
-        return isinstance(self._guide, Slots) and self._guide.is_silent(self._slot)
+    def is_silent(self, connection: Any) -> bool:
+        """Whether the node of a cluster at the other end did not answer, to whomever it was."""
+        return isinstance(self._guide, Slots) and self._guide.is_silent(_address(connection))
 
     @property
     def publish(self) -> str:
@@ -149,11 +148,12 @@ class Endpoint:
         return [(one.address, self._ask(guide, one)) for one in guide.questions()]
 
     def translate(
-        self, error: Exception, *, sent: bool, waited: float = SOCKET_TIMEOUT
+        self, error: Exception, *, sent: bool, of: Any = None, waited: float = SOCKET_TIMEOUT
     ) -> BrokerError:
         """Return what a client error means to us, and take note of it.
 
-        `waited` says for how many seconds an answer was waited for, if none came.
+        `of` is the connection that it befell, if there was one; `waited` says for how many
+        seconds an answer was waited for, if none came.
         """
         if isinstance(error, NoCredentials):
             known = BrokerUnavailable if error.passing else BrokerError
@@ -162,10 +162,11 @@ class Endpoint:
         if self._guide is not None:
             if (
                 isinstance(self._guide, Slots)
+                and of is not None
                 and waited >= _GREET_SECONDS
                 and faults.is_late(error)
             ):
-                self._guide.note_silent(self._slot)
+                self._guide.note_silent(_address(of))
             self._guide.heed(self._slot, error)
         if self.clustered and isinstance(error, AskError):  # or MovedError, which is one
             # ASK: some keys of the queue are here, some there. Scripts wait until all are there.
@@ -179,7 +180,7 @@ class Endpoint:
         try:
             connection.connect()
         except CLIENT_ERRORS as error:
-            raise self.translate(error, sent=False, waited=timeout) from error
+            raise self.translate(error, sent=False, of=connection, waited=timeout) from error
         except BaseException:
             # Interrupted half way: nobody else knows of this connection.
             connection.disconnect()
@@ -193,7 +194,7 @@ class Endpoint:
             await self._tell(connection)
             await connection.connect()
         except CLIENT_ERRORS as error:
-            raise self.translate(error, sent=False) from error
+            raise self.translate(error, sent=False, of=connection) from error
         except BaseException:
             # Cancelled half way: nobody else knows of this connection.
             await connection.disconnect(nowait=True)
@@ -207,7 +208,7 @@ class Endpoint:
             self._note(address, _greet(connection), connection)
         except CLIENT_ERRORS as error:
             connection.disconnect()
-            raise self.translate(error, sent=False) from error
+            raise self.translate(error, sent=False, of=connection) from error
         except BaseException:
             connection.disconnect()
             raise
@@ -219,7 +220,7 @@ class Endpoint:
             self._note(address, await _agreet(connection), connection)
         except CLIENT_ERRORS as error:
             await connection.disconnect(nowait=True)
-            raise self.translate(error, sent=False) from error
+            raise self.translate(error, sent=False, of=connection) from error
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -333,6 +334,10 @@ def _make(pool: Any, options: dict[str, Any]) -> Any:
 
 def _at(address: Address) -> dict[str, Any]:
     return {"host": address[0], "port": address[1]}
+
+
+def _address(connection: Any) -> Address:
+    return connection.host, connection.port
 
 
 def _greet(connection: Any) -> Hello:

@@ -146,9 +146,8 @@ class Slots:
         self._ranges: list[tuple[int, int, Address]] = []
         # What nodes said of single slots since.
         self._moved: dict[int, Address] = {}
-        # Where those who asked for a slot were sent last; and nodes that did not answer in time,
-        # with the monotonic instant from which on one caller may try them again.
-        self._sent: dict[int, Address] = {}
+        # Nodes that did not answer in time, with the monotonic instant from which on one caller
+        # may try them again.
         self._silent: dict[Address, float] = {}
 
     def owner(self, slot: int) -> Address | None:
@@ -167,19 +166,16 @@ class Slots:
         if owner is None:
             msg = f"{self._place}: no node has the slot {slot}"
             raise BrokerUnavailable(msg)
-        self._sent[slot] = owner
         self._spare(owner)
         return owner
 
-    def note_silent(self, slot: int) -> None:
-        """Note that no answer came in time from where a caller was sent."""
-        address = self._sent.get(slot)
-        if address is not None:
-            self._silent.setdefault(address, 0.0)
+    def note_silent(self, address: Address) -> None:
+        """Note that no answer came in time from a node."""
+        self._silent.setdefault(address, 0.0)
 
-    def is_silent(self, slot: int) -> bool:
-        """Whether the node did not answer in time to whom it was asked by last."""
-        return self._sent.get(slot) in self._silent
+    def is_silent(self, address: Address) -> bool:
+        """Whether a node did not answer in time when it was asked last."""
+        return address in self._silent
 
     def check(self, address: Address, hello: Hello) -> None:
         """Leave a node that was demoted, or is of no cluster."""

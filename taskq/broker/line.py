@@ -84,8 +84,7 @@ class Line:
             # redis-py looks at each argument first, for kinds that we do not send.
             connection.send_packed_command((pack(arguments),), check_health=False)
         except CLIENT_ERRORS as error:
-            self.close()
-            raise self.endpoint.translate(error, sent=True) from error
+            raise self._broken(error, sent=True) from error
 
     def receive(self) -> Any:
         """Return the next reply."""
@@ -99,8 +98,7 @@ class Line:
         except ResponseError as error:
             raise self._refused(error) from error
         except CLIENT_ERRORS as error:
-            self.close()
-            raise self.endpoint.translate(error, sent=True) from error
+            raise self._broken(error, sent=True) from error
         except BaseException:
             # Interrupted before its reply: the next caller would read that one.
             self.close()
@@ -119,8 +117,7 @@ class Line:
         try:
             return can_read(connection, seconds)
         except CLIENT_ERRORS as error:
-            self.close()
-            raise self.endpoint.translate(error, sent=False) from error
+            raise self._broken(error, sent=False) from error
 
     def run(self, command: Command[T]) -> T:
         """Run a script call, loading the script where Redis does not have it."""
@@ -184,6 +181,11 @@ class Line:
         if not can_read(self._connection, max(0.0, left)):
             msg = f"{self.endpoint.place}: no answer in time"
             raise Interrupted(msg)
+
+    def _broken(self, error: Exception, *, sent: bool) -> BrokerError:
+        broken = self._connection
+        self.close()
+        return self.endpoint.translate(error, sent=sent, of=broken)
 
     def _refused(self, error: ResponseError) -> BrokerError:
         if isinstance(error, NoScriptError):

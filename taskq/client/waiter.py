@@ -209,7 +209,7 @@ class Waiter:
                 # Not the client's own errors alone: whoever sends on a broken connection closes
                 # it under our hands, and then anything can be None.
                 if isinstance(error, CLIENT_ERRORS):
-                    self._endpoint.translate(error, sent=True)
+                    self._endpoint.translate(error, sent=True, of=self._connection)
                 log.debug("waiting: %s: %s", self._endpoint.place, error)
                 self._disconnect()
                 self._rest = min(max(2 * self._rest, _RECONNECT_SECONDS[0]), _RECONNECT_SECONDS[1])

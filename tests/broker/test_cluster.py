@@ -11,10 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from redis.exceptions import ResponseError
+from redis.exceptions import MovedError, ResponseError
 
 from taskq.broker import commands, connection, keys, queries
-from taskq.broker.cluster import AsyncClusterBroker, ClusterBroker, Lines, base_of
+from taskq.broker.cluster import (
+    AsyncClusterBroker,
+    AsyncNodeLine,
+    ClusterBroker,
+    Lines,
+    base_of,
+)
 from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
 from taskq.broker.guides import Misplaced
@@ -258,6 +264,36 @@ def test_nor_do_coroutines_that_send_many_take_all_lines(cluster: Cluster, names
     asyncio.run(story())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("awaited", [False, True])
+def test_all_that_send_many_hear_of_an_outage_after_one_deadline(
+    namespace: str, *, awaited: bool
+) -> None:
+    base, deadline = keys.base(namespace, "default"), 3
+    surveys, count = [queries.survey(base, "default")] * 3, 3 * MOST_STREAMS
+
+    async def awaiting(url: str) -> list[Any]:
+        broker = AsyncClusterBroker(Endpoint(url), deadline)
+        await broker.run(surveys[0])
+        cluster.owner(base).kill()
+        lots = (all_of(broker.run_each(surveys)) for _ in range(count))
+        return await asyncio.gather(*lots, return_exceptions=True)
+
+    def blocking(url: str) -> list[Any]:
+        broker = ClusterBroker(Endpoint(url), deadline)
+        broker.run(surveys[0])
+        cluster.owner(base).kill()
+        with ThreadPoolExecutor(count) as pool:
+            lots = [pool.submit(list, broker.run_each(surveys)) for _ in range(count)]
+            return [lot.exception() for lot in lots]
+
+    with Cluster() as cluster:
+        began = clock.monotonic()
+        errors = asyncio.run(awaiting(cluster.url)) if awaited else blocking(cluster.url)
+        assert clock.monotonic() - began < 1.5 * deadline
+    assert all(isinstance(error, BrokerUnavailable) for error in errors)
+
+
 def test_nodes_that_are_away_are_passed_over(cluster: Cluster, kind: Kind, namespace: str) -> None:
     driver = kind(cluster.url.replace("://", f"://{HOST}:{free_port()},"))
     assert driver.call("GET", keys.base(namespace, "x")) is None
@@ -424,24 +460,63 @@ def test_a_line_to_a_silent_node_is_not_replaced_within_a_call(
     lines = Lines(endpoint)
     line = lines.of(base)
     line.call("SET", f"{base}x", "1")
-    line.endpoint.translate(TimeoutError(), sent=True)
+    note_silent(line.endpoint)
     with pytest.raises(BrokerUnavailable, match="does not answer"):
         line.call("WAIT", 0, 1)
     assert line.call("GET", f"{base}x") == b"1"
     lines.close()
 
 
+def test_an_awaited_line_to_a_silent_node_is_not_replaced_either(
+    cluster: Cluster, namespace: str
+) -> None:
+    async def story() -> None:
+        base = keys.base(namespace, "default")
+        line = AsyncNodeLine(Endpoint(cluster.url).at(base))
+        await line.call("SET", f"{base}x", "1")
+        note_silent(line.endpoint)
+        with pytest.raises(BrokerUnavailable, match="does not answer"):
+            await line.call("WAIT", 0, 1)
+        assert await line.call("GET", f"{base}x") == b"1"
+        await line.close()
+
+    asyncio.run(story())
+
+
+def note_silent(endpoint: Endpoint) -> None:
+    """Let a node be one from which no answer came in time."""
+    connection = endpoint.open()
+    endpoint.translate(TimeoutError(), sent=True, of=connection)
+    connection.disconnect()
+
+
+def test_an_answer_that_is_late_is_laid_to_the_node_that_was_asked(
+    cluster: Cluster, namespace: str
+) -> None:
+    endpoint = Endpoint(cluster.url).at(keys.base(namespace, "default"))
+    old = endpoint.open()
+    (other, *_) = (one for one in cluster.masters if one.port != old.port)
+    endpoint.translate(MovedError(f"1 {HOST}:{other.port}"), sent=True, of=old)
+    new = endpoint.open()
+    endpoint.translate(TimeoutError(), sent=True, of=old)
+    assert (new.port, endpoint.is_silent(new)) == (other.port, False)
+    assert endpoint.is_silent(old)
+    for one in (old, new):
+        one.disconnect()
+
+
 def test_who_did_not_wait_long_does_not_call_a_node_silent(
     cluster: Cluster, namespace: str
 ) -> None:
     endpoint = Endpoint(cluster.url).at(keys.base(namespace, "default"))
+    one = endpoint.open()
+    endpoint.translate(TimeoutError(), sent=False, of=one, waited=0.1)
+    assert not endpoint.is_silent(one)
+    endpoint.translate(TimeoutError(), sent=False, of=one)
+    assert endpoint.is_silent(one)
     endpoint.open().disconnect()
-    endpoint.translate(TimeoutError(), sent=False, waited=0.1)
-    assert not endpoint.silent
-    endpoint.translate(TimeoutError(), sent=False)
-    assert endpoint.silent
-    endpoint.open().disconnect()
-    assert not endpoint.silent
+    assert not endpoint.is_silent(one)
+    one.disconnect()
 
 
 @pytest.mark.slow

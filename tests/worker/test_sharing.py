@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import threading
 import time
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 
 import taskq
 from taskq import State, TaskQ
+from taskq.broker.claims import Room
+from taskq.broker.line import Line
+from taskq.errors import Interrupted
 from taskq.testing import running_worker
 from taskq.worker.exchange import AHEAD_LEAST
 from taskq.worker.port import Port
@@ -197,3 +201,49 @@ def test_a_defect_in_a_turn_leaves_no_reply_for_the_next(
     with running_worker(app, threads=2, coroutines=0):
         monkeypatch.setattr(Port, "end", broken)
         assert taskq.gather(echo.map(range(50)), timeout=20) == list(range(50))
+
+
+def test_who_is_cut_off_again_while_it_comes_back_gives_nothing_back_that_it_runs(
+    new_app: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the lost reply named is this worker's, though it is not on its books yet."""
+    app: TaskQ = new_app(url=redis_url)
+    ran: collections.Counter[int] = collections.Counter()
+    begin, end = Port.begin, Port.end
+    # Who claims while it has much to run, and loses the reply twice.
+    victims: list[Port] = []
+    cuts, slow = 0, False
+
+    @app.task(ignore_result=True)
+    def note(number: int) -> None:
+        ran[number] += 1
+        if slow:
+            let_pass(0.01)
+
+    def began(self: Port, line: Line, room: Room) -> None:
+        nonlocal slow
+        if len(ran) > 1000 and not room.empty and not victims:
+            victims.append(self)
+            slow = True
+        begin(self, line, room)
+
+    def ended(self: Port, line: Line) -> Any:
+        nonlocal cuts, slow
+        if self in victims and cuts < 2:
+            cuts += 1
+            line.receive()  # Redis has done it
+            line.close()
+            msg = "cut"
+            raise Interrupted(msg)
+        answer = end(self, line)
+        slow = slow and (self in victims or not answer or not answer[0].claimed)
+        return answer
+
+    monkeypatch.setattr(Port, "begin", began)
+    monkeypatch.setattr(Port, "end", ended)
+    note.map(range(5000))
+    with running_worker(app, threads=1, coroutines=0):
+        until(lambda: cuts == 2, 60)
+        with running_worker(app, threads=1, coroutines=0):
+            until(lambda: len(ran) >= 5000, 60)
+    assert set(ran.values()) == {1}
