@@ -50,7 +50,19 @@ class Books:
         self._slots, self._board = slots, board
         self._places = {queue: place for place, queue in enumerate(queues)}
         self._used = {"t": 0, "c": 0}
+        # What an exchange brought and is not entered yet.
+        self._coming = {"t": 0, "c": 0}
         self._meter = Meter()
+
+    @property
+    def coming(self) -> int:
+        """How many messages came that are not entered yet."""
+        return self._coming["t"] + self._coming["c"]
+
+    def expect(self, reply: Exchanged) -> None:
+        """Count what an exchange brought, which is entered later."""
+        coroutines = sum(head[:1] == b"c" for head, _ in reply.claimed)
+        self._coming = {"t": len(reply.claimed) - coroutines, "c": coroutines}
 
     def enter(self, claim: Claim, reply: Exchanged) -> Claimed:
         """Note what an exchange brought."""
@@ -66,6 +78,7 @@ class Books:
         for kind, lot in (("t", claimed.threads), ("c", claimed.coroutines)):
             self.held.update(lot)
             self._used[kind] += len(lot)
+        self._coming = {"t": 0, "c": 0}
         return claimed
 
     def leave(self, ended: Iterable[Done]) -> list[Done]:
@@ -109,7 +122,8 @@ class Books:
             # One message in all: for a thread or for the loop, by turns.
             return Room(threads=1) if turn % 2 else Room(coroutines=1)
         threads, coroutines = self._free("t"), self._free("c")
-        caps, room = self._meter.caps(self._slots.waiting()), self._board.room
+        waiting = self._slots.waiting() + self._coming["t"]
+        caps, room = self._meter.caps(waiting), self._board.room - self.coming
         # What has no entry on the board is not claimed; first of all, nothing ahead.
         if sum(caps.values()) > room - threads - coroutines:
             caps = {}
@@ -118,4 +132,4 @@ class Books:
     def _free(self, kind: str) -> int:
         if kind == "c" and self._used[kind] and self._slots.kept():
             return 0
-        return max(0, self._slots.sizes[kind] - self._used[kind])
+        return max(0, self._slots.sizes[kind] - self._used[kind] - self._coming[kind])

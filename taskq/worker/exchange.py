@@ -88,6 +88,8 @@ class Exchange:
         # The port whose exchange is on its way, and when it is looked for at the latest.
         self._under_way: Port | None = None
         self._look_at = math.inf
+        # What came and is handed out when the next exchange is on its way.
+        self._brought: tuple[Claim, Exchanged] | None = None
         self._turns = 0
         # Whether the ports are to be asked though nothing was announced.
         self._unheard = True
@@ -146,6 +148,7 @@ class Exchange:
                 # Once more, whatever was before.
                 reach.retry_at = 0.0
             self._receive()
+            self._unpack()
             self._settle(self._outbox.take())
             self._give_back(self._books.held)
             while len(self._outbox) or any(self._sendable(port) for port in self.ports):
@@ -172,7 +175,7 @@ class Exchange:
     @property
     def holding(self) -> int:
         """How many messages are claimed and not ended, or ended and not sent."""
-        return len(self._books.held) + sum(port.unsent for port in self.ports)
+        return len(self._books.held) + self._books.coming + sum(port.unsent for port in self.ports)
 
     def open_kinds(self) -> str:
         """Return the kinds of slot with room: what the bell should listen for."""
@@ -230,9 +233,11 @@ class Exchange:
             self._receive()
             if not port.reach.away(self.turned_at):
                 self._visit(port)
+            self._unpack()
         # With enough to run meanwhile, the reply is read when that is done.
         if self._slots.waiting() < AHEAD_LEAST:
             self._receive()
+            self._unpack()
         failed = [reach for reach in self._reaches.values() if reach.retry_at]
         if len(failed) < len(self._reaches):
             self.reached_at = clock.monotonic()
@@ -243,6 +248,7 @@ class Exchange:
     def _come_back(self, reach: Reach) -> None:
         """Begin to use a line again that has answered: Redis may have forgotten something."""
         self._receive()
+        self._unpack()
         if reach.away(clock.monotonic()):
             return  # it broke again; what was claimed meanwhile is in the reply that is to come
         try:
@@ -281,6 +287,7 @@ class Exchange:
         for finish, verdict in port.offer_strays(port.reach.line):
             self._note(finish, verdict)
         if port.summoned:
+            self._unpack()
             self._obey(port)
         room = self._room(port, now)
         if not port.unsent and not port.rung and (room.empty or not port.hungry):
@@ -295,6 +302,7 @@ class Exchange:
         port, self._under_way, self._look_at = self._under_way, None, math.inf
         if port is None:
             return
+        self._unpack()
         try:
             answer = port.end(port.reach.line)
         except BrokerError as error:
@@ -307,8 +315,8 @@ class Exchange:
                     self._note(finish, verdict)
             if reply.claimed:
                 self._rounds.serve(port)
-                self._hand_out(port, reply)
-                if reply.more and self._slots.waiting() >= AHEAD_LEAST:
+                self._bring(port, reply)
+                if reply.more and self._slots.waiting() + self._books.coming >= AHEAD_LEAST:
                     # What is left is claimed while that runs.
                     self._asked = True
             if reply.summoned and clock.monotonic() - port.obeyed_at > OBEY_SECONDS:
@@ -338,9 +346,19 @@ class Exchange:
                 self.terminate(order)
         self._warrants.drop(port.reach.line, port.queue, port.worker, unproven)
 
-    def _hand_out(self, port: Port, reply: Exchanged) -> None:
-        """Put claimed messages on the books, and into the pools."""
+    def _bring(self, port: Port, reply: Exchanged) -> None:
+        """Take claimed messages; many are handed out when Redis is at work for us again."""
         claim = Claim(port.queue, port.worker, port.seq, reply.now_us, clock.monotonic())
+        self._brought = claim, reply
+        self._books.expect(reply)
+        if len(reply.claimed) < AHEAD_LEAST:
+            self._unpack()
+
+    def _unpack(self) -> None:
+        """Put what was brought on the books, and into the pools."""
+        if self._brought is None:
+            return
+        (claim, reply), self._brought = self._brought, None
         claimed = self._books.enter(claim, reply)
         if self.retrying is not None:
             self.retrying.difference_update(raw[12:44] for _, raw in reply.claimed)

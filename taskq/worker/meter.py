@@ -8,7 +8,7 @@ from collections.abc import Sequence
 # Only a task whose runs are this short, 19 of 20, is claimed ahead ...
 QUICK_SECONDS = 0.001
 # ... and of it what runs in this time. More would wait here while another slot is free.
-AHEAD_SECONDS = 0.005
+AHEAD_SECONDS = 0.010
 MOST_AHEAD = 500
 _SAMPLES, _EVERY = 40, 20
 

@@ -40,9 +40,9 @@ def test_there_is_a_most() -> None:
 
 def test_what_waits_here_already_counts() -> None:
     meter = after(*[QUICK] * 20)
-    assert meter.caps(25) == {"t": 25}
-    assert meter.caps(40) == {"t": 10}
-    assert meter.caps(50) == {}
+    assert meter.caps(50) == {"t": 50}
+    assert meter.caps(90) == {"t": 10}
+    assert meter.caps(100) == {}
     assert meter.caps(1000) == {}
 
 

@@ -16,6 +16,7 @@ from taskq.broker.claims import Room
 from taskq.broker.line import Line
 from taskq.errors import Interrupted
 from taskq.testing import running_worker
+from taskq.worker.books import Books
 from taskq.worker.exchange import AHEAD_LEAST
 from taskq.worker.port import Port
 from tests.eventually import let_pass, until
@@ -181,6 +182,45 @@ def test_more_is_claimed_before_a_lot_of_quick_messages_runs(
     with running_worker(app, threads=1, coroutines=0):
         until(lambda: len(ran) >= 5000, 60)
     assert asked[0] == came[0], (came, asked)
+
+
+def test_many_messages_are_handed_out_when_the_next_exchange_is_on_its_way(
+    new_app: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis would wait for what it takes to hand them out, and the worker then for Redis."""
+    app: TaskQ = new_app(url=redis_url)
+    ran: set[int] = set()
+    story: list[str] = []
+    begin, end, enter = Port.begin, Port.end, Books.enter
+
+    @app.task(ignore_result=True)
+    def note(number: int) -> None:
+        ran.add(number)
+
+    def began(self: Port, *arguments: Any) -> None:
+        story.append("sent")
+        begin(self, *arguments)
+
+    def ended(self: Port, *arguments: Any) -> Any:
+        answer = end(self, *arguments)
+        if answer and len(answer[0].claimed) >= AHEAD_LEAST and answer[0].more:
+            story.append("came")
+        return answer
+
+    def entered(self: Books, claim: Any, reply: Any) -> Any:
+        if len(reply.claimed) >= AHEAD_LEAST and reply.more:
+            story.append("handed out")
+        return enter(self, claim, reply)
+
+    monkeypatch.setattr(Port, "begin", began)
+    monkeypatch.setattr(Port, "end", ended)
+    monkeypatch.setattr(Books, "enter", entered)
+    note.map(range(5000))
+    with running_worker(app, threads=1, coroutines=0):
+        until(lambda: len(ran) >= 5000, 60)
+    after = [story[at + 1 : at + 3] for at, event in enumerate(story) if event == "came"]
+    # But for those that came when there was nothing left to run.
+    assert ["sent", "handed out"] in after, story
 
 
 def test_a_defect_in_a_turn_leaves_no_reply_for_the_next(
