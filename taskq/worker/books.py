@@ -50,8 +50,10 @@ class Books:
         self._slots, self._board = slots, board
         self._places = {queue: place for place, queue in enumerate(queues)}
         self._used = {"t": 0, "c": 0}
-        # What an exchange brought and is not entered yet.
-        self._coming = {"t": 0, "c": 0}
+        # Those for threads that are not of a task known to be quick.
+        self._slow: set[Delivery] = set()
+        # What an exchange brought and is not entered yet, and how many of it are not quick.
+        self._coming, self._coming_slow = {"t": 0, "c": 0}, 0
         self._meter = Meter()
 
     @property
@@ -61,8 +63,9 @@ class Books:
 
     def expect(self, reply: Exchanged) -> None:
         """Count what an exchange brought, which is entered later."""
-        coroutines = sum(head[:1] == b"c" for head, _ in reply.claimed)
-        self._coming = {"t": len(reply.claimed) - coroutines, "c": coroutines}
+        kinds = [head[:1] for head, _ in reply.claimed]
+        coroutines, self._coming_slow = kinds.count(b"c"), kinds.count(b"t")
+        self._coming = {"t": len(kinds) - coroutines, "c": coroutines}
 
     def enter(self, claim: Claim, reply: Exchanged) -> Claimed:
         """Note what an exchange brought."""
@@ -73,12 +76,16 @@ class Books:
             if head[:1] == b"c":
                 claimed.coroutines.append(Delivery(claim, "c", head[1:], raw, entry))
             else:
-                claimed.threads.append(Delivery(claim, "t", head[1:], raw, entry))
-                claimed.quick += head[:1] == b"q"
+                delivery = Delivery(claim, "t", head[1:], raw, entry)
+                claimed.threads.append(delivery)
+                if head[:1] == b"q":
+                    claimed.quick += 1
+                else:
+                    self._slow.add(delivery)
         for kind, lot in (("t", claimed.threads), ("c", claimed.coroutines)):
             self.held.update(lot)
             self._used[kind] += len(lot)
-        self._coming = {"t": 0, "c": 0}
+        self._coming, self._coming_slow = {"t": 0, "c": 0}, 0
         return claimed
 
     def leave(self, ended: Iterable[Done]) -> list[Done]:
@@ -96,6 +103,8 @@ class Books:
                 durations[done.task].append(done.duration)
             elif done.late:
                 self._meter.doubt()
+        if self._slow:
+            self._slow.difference_update(done.delivery for done in left)
         self._board.free([done.delivery.entry for done in left])
         for task, seconds in durations.items():
             self._meter.note(task, seconds)
@@ -121,15 +130,25 @@ class Books:
                 return Room()
             # One message in all: for a thread or for the loop, by turns.
             return Room(threads=1) if turn % 2 else Room(coroutines=1)
-        threads, coroutines = self._free("t"), self._free("c")
         waiting = self._slots.waiting() + self._coming["t"]
+        threads, coroutines = self._free("t", self._ahead(waiting)), self._free("c")
         caps, room = self._meter.caps(waiting), self._board.room - self.coming
         # What has no entry on the board is not claimed; first of all, nothing ahead.
         if sum(caps.values()) > room - threads - coroutines:
             caps = {}
         return Room(min(threads, room), min(coroutines, room), caps)
 
-    def _free(self, kind: str) -> int:
+    def _ahead(self, waiting: int) -> int:
+        """Return how many of those that wait are quick, at least.
+
+        They take a slot for a moment only: else a backlog of them would keep all others out.
+        """
+        slow = len(self._slow) + self._coming_slow
+        quick = self._used["t"] + self._coming["t"] - slow
+        return min(max(0, waiting - slow), quick)
+
+    def _free(self, kind: str, ahead: int = 0) -> int:
         if kind == "c" and self._used[kind] and self._slots.kept():
             return 0
-        return max(0, self._slots.sizes[kind] - self._used[kind] - self._coming[kind])
+        taken = self._used[kind] + self._coming[kind] - ahead
+        return max(0, self._slots.sizes[kind] - taken)

@@ -230,6 +230,9 @@ class Exchange:
         self._unheard = self.deaf()
         # Room goes to the first in line, and so to all of them in time.
         for port in self._rounds.order():
+            if self._may_wait(port):
+                self._asked = True
+                continue
             self._receive()
             if not port.reach.away(self.turned_at):
                 self._visit(port)
@@ -244,6 +247,13 @@ class Exchange:
         for reach in failed:
             if not reach.away(clock.monotonic()):
                 self._come_back(reach)
+
+    def _may_wait(self, port: Port) -> bool:
+        """Whether a port can have a later turn: Redis is at work, and here is much to run."""
+        if self._under_way is None or self._slots.waiting() < AHEAD_LEAST:
+            return False
+        due = port.rung or port.due_at <= self.turned_at
+        return not due and self.turned_at - port.visited_at < ASK_SECONDS
 
     def _come_back(self, reach: Reach) -> None:
         """Begin to use a line again that has answered: Redis may have forgotten something."""
@@ -263,7 +273,7 @@ class Exchange:
                 port.hungry = True
 
     def _visit(self, port: Port) -> None:
-        reach = port.reach
+        reach, port.visited_at = port.reach, self.turned_at
         if reach.retry_at and len(self._reaches) > 1:
             reach.line.until = clock.monotonic() + _AWAY_SECONDS
         try:

@@ -102,7 +102,9 @@ class Port:
         # Whether its bell rang, and no exchange has answered: the next one must, even
         # without room, for then it rings for others.
         self.rung = False
-        # Monotonic instants: the last claim; claim nothing before; the next due message.
+        # Monotonic instants: the last turn; the last claim; claim nothing before; the next due
+        # message.
+        self.visited_at = 0.0
         self.asked_at = 0.0
         self.paused_until = 0.0
         self.due_at = math.inf

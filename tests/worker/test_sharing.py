@@ -52,6 +52,93 @@ def test_a_backlog_in_one_queue_does_not_starve_another(app: TaskQ) -> None:
     assert max(waits) <= 20, waits
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("queue", ["busy", "rare"])
+def test_a_backlog_of_quick_messages_starves_no_other_task(
+    app: TaskQ, queue: str, threads: int
+) -> None:
+    """Of those so many are claimed ahead that no slot would ever seem to be free."""
+    ran = 0
+
+    @app.task(queue="busy", ignore_result=True)
+    def busy(_number: int) -> None:
+        nonlocal ran
+        ran += 1
+
+    @app.task(queue=queue)
+    def rare() -> int:
+        return ran
+
+    calls = 40_000
+    busy.map(range(calls))
+    with running_worker(app, threads=threads, coroutines=0, drain=0):
+        until(lambda: ran > 1000, 60)
+        assert rare.delay().get(timeout=30) < calls
+
+
+def test_a_backlog_of_quick_messages_lets_in_no_more_slow_ones_than_there_are_slots(
+    new_app: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app: TaskQ = new_app(url=redis_url)
+    held: list[int] = []
+    begin = Port.begin
+
+    @app.task(ignore_result=True)
+    def quick(_number: int) -> None:
+        pass
+
+    @app.task
+    def slow() -> None:
+        let_pass(0.03)
+
+    def began(self: Port, *arguments: Any) -> None:
+        held.append(len(engine.exchange._books._slow))
+        begin(self, *arguments)
+
+    monkeypatch.setattr(Port, "begin", began)
+    quick.map(range(10_000))
+    calls = app.enqueue_many([slow.s() for _ in range(30)])
+    with running_worker(app, threads=3, coroutines=0) as engine:
+        taskq.gather(calls, timeout=60)
+    assert 1 <= max(held) <= 3, held
+
+
+def test_with_much_to_run_the_reply_to_one_queue_is_not_waited_for_to_ask_the_next(
+    new_app: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app: TaskQ = new_app(url=redis_url, queues=["busy", "rare"])
+    ran = 0
+    # How many had run when an exchange began with much to run, and how many more at its end.
+    begun: dict[Port, int] = {}
+    meanwhile: list[int] = []
+    begin, end = Port.begin, Port.end
+
+    @app.task(ignore_result=True)
+    def note(_number: int) -> None:
+        nonlocal ran
+        ran += 1
+
+    def began(self: Port, *arguments: Any) -> None:
+        books = engine.exchange._books
+        if len(books.held) + books.coming >= AHEAD_LEAST:
+            begun[self] = ran
+        begin(self, *arguments)
+
+    def ended(self: Port, *arguments: Any) -> Any:
+        if self in begun:
+            meanwhile.append(ran - begun.pop(self))
+        return end(self, *arguments)
+
+    monkeypatch.setattr(Port, "begin", began)
+    monkeypatch.setattr(Port, "end", ended)
+    for queue in ("busy", "rare", "default"):
+        app.enqueue_many([note.options(queue=queue).s(number) for number in range(2000)])
+    with running_worker(app, threads=1, coroutines=0) as engine:
+        until(lambda: ran == 6000, 60)
+    assert len(meanwhile) > 5
+    assert sum(count > 0 for count in meanwhile) > 0.8 * len(meanwhile), meanwhile
+
+
 def test_several_full_queues_share_one_worker(app: TaskQ) -> None:
     order: list[str] = []
 
