@@ -148,7 +148,6 @@ class Exchange:
                 # Once more, whatever was before.
                 reach.retry_at = 0.0
             self._receive()
-            self._unpack()
             self._settle(self._outbox.take())
             self._give_back(self._books.held)
             while len(self._outbox) or any(self._sendable(port) for port in self.ports):
@@ -225,7 +224,7 @@ class Exchange:
         self._asked, self.turned_at = False, clock.monotonic()
         # While Redis is still at work on what is on its way.
         self._settle(self._outbox.take())
-        self._receive()
+        self._collect()
         self._turns += 1
         self._unheard = self.deaf()
         # Room goes to the first in line, and so to all of them in time.
@@ -233,14 +232,13 @@ class Exchange:
             if self._may_wait(port):
                 self._asked = True
                 continue
-            self._receive()
+            self._collect()
             if not port.reach.away(self.turned_at):
                 self._visit(port)
             self._unpack()
         # With enough to run meanwhile, the reply is read when that is done.
         if self._slots.waiting() < AHEAD_LEAST:
             self._receive()
-            self._unpack()
         failed = [reach for reach in self._reaches.values() if reach.retry_at]
         if len(failed) < len(self._reaches):
             self.reached_at = clock.monotonic()
@@ -258,7 +256,6 @@ class Exchange:
     def _come_back(self, reach: Reach) -> None:
         """Begin to use a line again that has answered: Redis may have forgotten something."""
         self._receive()
-        self._unpack()
         if reach.away(clock.monotonic()):
             return  # it broke again; what was claimed meanwhile is in the reply that is to come
         try:
@@ -308,7 +305,12 @@ class Exchange:
         self._under_way, self._look_at = port, now + GATHER_SECONDS
 
     def _receive(self) -> None:
-        """Take the reply to the exchange that is on its way, if there is one."""
+        """Take the reply to the exchange that is on its way, if there is one, and hand it out."""
+        self._collect()
+        self._unpack()
+
+    def _collect(self) -> None:
+        """Take that reply; what it brought may be left to `_unpack`."""
         port, self._under_way, self._look_at = self._under_way, None, math.inf
         if port is None:
             return
