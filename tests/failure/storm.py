@@ -125,6 +125,8 @@ class Storm:
             getattr(self, fault)()
             self.done[fault] += 1
             self.rest(self._chance.uniform(*gap))
+        while self._frozen:
+            self.rest(0.1)  # as long as the others were
         self.calm()
 
     def rest(self, seconds: float) -> None:

@@ -43,7 +43,8 @@ def test_ten_thousand_messages_survive_kills_freezes_and_two_deaths_of_redis(
         f"{lost} leases lost; storm {stormed - began:.0f} s, all {time.monotonic() - began:.0f} s; "
         f"ends {dict(Counter(one.record.state.name for one in books.accounts))}"
     )
-    assert lost >= 10
+    # Of those frozen, some are replaced, or lose Redis as well, before they can tell.
+    assert lost >= FAULTS["freeze_child"] / 2
 
 
 @pytest.mark.timeout(600)

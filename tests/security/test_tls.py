@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class TLSDoor:
         self._listener = socket.create_server((HOST, 0))
         self._open: list[socket.socket] = []
         self.passed = bytearray()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads: list[threading.Thread] = []
+        self._begin(self._accept)
 
     @property
     def port(self) -> int:
@@ -41,10 +42,20 @@ class TLSDoor:
         return f"rediss://{host}:{self.port}/0{query}"
 
     def close(self) -> None:
-        for one in (self._listener, *self._open):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        """Cut every line, and wait until whoever held it has closed it."""
+        _end(self._listener)
+        self._threads[0].join()  # from here on nobody comes in
+        self._listener.close()
+        for thread in self._threads:
+            while thread.is_alive():
+                for one in self._open:
+                    _end(one)
+                thread.join(0.05)
+
+    def _begin(self, work: Callable[..., object], *args: object) -> None:
+        thread = threading.Thread(target=work, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
         while True:
@@ -52,18 +63,21 @@ class TLSDoor:
                 peer, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
+            peer.settimeout(5)  # for the handshake
+            self._begin(self._serve, peer)
 
     def _serve(self, peer: socket.socket) -> None:
-        try:
-            inside = self._context.wrap_socket(peer, server_side=True)
-        except (OSError, ssl.SSLError):
-            peer.close()
-            return
-        outside = socket.create_connection((HOST, self._server.port))
-        self._open += (inside, outside)
-        threading.Thread(target=_pump, args=(outside, inside, None), daemon=True).start()
-        _pump(inside, outside, self.passed)
+        with (
+            suppress(OSError),
+            self._context.wrap_socket(peer, server_side=True) as inside,
+            socket.create_connection((HOST, self._server.port)) as outside,
+        ):
+            inside.settimeout(None)
+            self._open += (inside, outside)
+            back = threading.Thread(target=_pump, args=(outside, inside, None), daemon=True)
+            back.start()
+            _pump(inside, outside, self.passed)
+            back.join()
 
 
 def _pump(source: socket.socket, sink: socket.socket, note: bytearray | None) -> None:
@@ -73,8 +87,13 @@ def _pump(source: socket.socket, sink: socket.socket, note: bytearray | None) ->
                 note += data
             sink.sendall(data)
     for one in (source, sink):
-        with suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
+        _end(one)
+
+
+def _end(one: socket.socket) -> None:
+    """End the line for both sides; a thread that reads it goes on."""
+    with suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(scope="module")
