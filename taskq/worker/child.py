@@ -100,7 +100,7 @@ class Child:
             self._places(app), threads, coroutines, orders["name"], self._board, orders["alone"]
         )
         engine = Engine(app, plan)
-        engine.exchange.terminate = lambda order: self._tell_to_end(order.id.decode())
+        engine.exchange.orders.terminate = lambda order: self._tell_to_end(order.id.decode())
         engine.exchange.enrolled = lambda: self._tell_members(engine)
         if orders["burst"]:
             engine.exchange.retrying = set()

@@ -11,9 +11,9 @@ import math
 import threading
 from collections.abc import Callable, Iterable
 
-from taskq.broker import claims, keys
+from taskq.broker import keys
 from taskq.broker.access import Access
-from taskq.broker.claims import Exchanged, Finish, Order, Room
+from taskq.broker.claims import Exchanged, Finish, Room
 from taskq.broker.cluster import Lines
 from taskq.broker.line import Line
 from taskq.errors import BrokerError
@@ -21,10 +21,10 @@ from taskq.model import clock
 from taskq.worker.board import Board
 from taskq.worker.books import Books, Slots
 from taskq.worker.delivery import Claim, Delivery, Done
+from taskq.worker.orders import Orders
 from taskq.worker.outbox import Outbox
 from taskq.worker.port import Badge, Port, Reach
 from taskq.worker.rounds import Rounds
-from taskq.worker.warrants import Warrants
 
 log = logging.getLogger("taskq.worker")
 
@@ -32,8 +32,6 @@ log = logging.getLogger("taskq.worker")
 UNKNOWN_KEY_SECONDS = 30.0
 # A busy worker does not hear bells: it asks each queue so often of its own accord.
 ASK_SECONDS = 0.1
-# What must be cancelled and does not end is not looked for at each exchange.
-OBEY_SECONDS = 1.0
 # With so many messages to run, an exchange may be on its way meanwhile.
 AHEAD_LEAST = 16
 # How long an ended attempt may wait for company on its way to Redis.
@@ -65,8 +63,6 @@ class Exchange:
         self.after_turn: Callable[[], None] = lambda: None
         # Called when the child's id in a queue has changed.
         self.enrolled: Callable[[], None] = lambda: None
-        # Called for a message whose process is to be ended.
-        self.terminate: Callable[[Order], None] = lambda _order: None
         # How many messages were run to an end.
         self.ended = 0
         # Whether bells may have rung that nobody was there to hear.
@@ -77,8 +73,8 @@ class Exchange:
         self.retrying: set[bytes] | None = None
         self._rounds = Rounds(self.ports)
         self._by_queue = {port.queue: port for port in self.ports}
-        self._warrants = Warrants(app, access.keyring)
         self._slots, self._outbox = slots, outbox
+        self.orders = Orders(app, access.keyring, slots)
         self._closed = False
         # Whether a claim was asked for since the last turn.
         self._asked = True
@@ -295,7 +291,7 @@ class Exchange:
             self._note(finish, verdict)
         if port.summoned:
             self._unpack()
-            self._obey(port)
+            self.orders.obey(port, self._books.fields_of(port.queue))
         room = self._room(port, now)
         if not port.unsent and not port.rung and (room.empty or not port.hungry):
             return
@@ -331,32 +327,9 @@ class Exchange:
                 if reply.more and self._slots.waiting() + self._books.coming >= AHEAD_LEAST:
                     # What is left is claimed while that runs.
                     self._asked = True
-            if reply.summoned and clock.monotonic() - port.obeyed_at > OBEY_SECONDS:
-                self._asked = port.summoned = True
+            if reply.summoned and self.orders.summon(port):
+                self._asked = True
         self._asked = self._asked or port.doubted or not port.enrolled
-
-    def _obey(self, port: Port) -> None:
-        """Cancel what the queue wants to have cancelled, as far as it has not ended."""
-        # First this: what comes while Redis answers may be missing in the answer.
-        port.summoned = False
-        try:
-            told = port.reach.line.run(claims.orders(port.base, port.worker))
-        except BrokerError:
-            port.summoned = True
-            raise
-        port.obeyed_at = clock.monotonic()
-        orders, unproven = self._warrants.proven(port.queue, told)
-        held = self._books.fields_of(port.queue)
-        for order in orders:
-            delivery = held.get(order.field)
-            if delivery is None:
-                continue
-            if delivery not in self._slots.cancelled:
-                self._slots.cancelled[delivery] = order.reason
-                self._slots.interrupt(delivery)
-            if order.terminate:
-                self.terminate(order)
-        self._warrants.drop(port.reach.line, port.queue, port.worker, unproven)
 
     def _bring(self, port: Port, reply: Exchanged) -> None:
         """Take claimed messages; many are handed out when Redis is at work for us again."""
