@@ -25,6 +25,7 @@ from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS, ScriptMissing, retrying
 from taskq.broker.grouping import AsyncGroup
 from taskq.broker.line import AllInUse, Stream
+from taskq.broker.wire import Wire, cancellations, obey, take_over
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
@@ -40,7 +41,7 @@ class AsyncLine:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self._connection: Any = None
+        self._wire: Wire | None = None
 
     async def call(self, *arguments: Any) -> Any:
         """Send one command and return the reply; raises as `Line.call` does."""
@@ -49,12 +50,9 @@ class AsyncLine:
 
     async def send(self, *arguments: Any) -> None:
         """Send one command, the reply to which must be received before the next."""
-        cancelled, connection = _cancelled(), self._connection
-        if connection is None:
-            connection = await self._connect()
+        wire = self._wire or await self._connect()
         try:
-            await connection.send_command(*arguments, check_health=False)
-            _obey(cancelled)
+            await wire.send(arguments)
         except CLIENT_ERRORS as error:
             raise await self._broken(error) from error
         except BaseException:
@@ -63,10 +61,11 @@ class AsyncLine:
 
     async def receive(self) -> Any:
         """Return the next reply."""
-        cancelled = _cancelled()
+        if self._wire is None:
+            msg = f"{self.endpoint.place}: the connection broke before the reply"
+            raise Interrupted(msg)
         try:
-            reply = await self._connection.read_response()
-            _obey(cancelled)
+            return await self._wire.receive()
         except ResponseError as error:
             raise await self._refused(error) from error
         except CLIENT_ERRORS as error:
@@ -75,7 +74,6 @@ class AsyncLine:
             # Cancelled before its reply: the next caller would read that one.
             await self.close()
             raise
-        return reply
 
     async def run(self, command: Command[T]) -> T:
         """Run a script call, loading the script where Redis does not have it."""
@@ -111,17 +109,19 @@ class AsyncLine:
 
     async def close(self) -> None:
         """Drop the connection; the next call opens a new one."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
             with contextlib.suppress(*CLIENT_ERRORS):  # it is broken, or soon gone
-                await connection.disconnect(nowait=True)
+                await wire.connection.disconnect(nowait=True)
 
-    async def _connect(self) -> Any:
-        self._connection = await self.endpoint.aopen()
-        return self._connection
+    async def _connect(self) -> Wire:
+        before = cancellations()
+        self._wire = take_over(await self.endpoint.aopen())
+        obey(before)
+        return self._wire
 
     async def _broken(self, error: Exception) -> BrokerError:
-        broken = self._connection
+        broken = self._wire and self._wire.connection
         await self.close()
         return self.endpoint.translate(error, sent=True, of=broken)
 
@@ -353,18 +353,3 @@ async def _replies(line: AsyncLine, stream: Stream[T]) -> AsyncIterator[T]:
         # The reply to a later command may still come.
         await line.close()
         raise
-
-
-def _cancelled() -> int:
-    """Return how often this task was told to end."""
-    task = asyncio.current_task()
-    return task.cancelling() if task else 0
-
-
-def _obey(before: int) -> None:
-    """Raise a cancellation that came since and was not raised.
-
-    The client uses `asyncio.wait_for`, which swallows some in Python 3.11: a wait would go on.
-    """
-    if _cancelled() > before:
-        raise asyncio.CancelledError

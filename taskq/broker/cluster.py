@@ -78,13 +78,13 @@ class AsyncNodeLine(AsyncLine):
 
     async def send(self, *arguments: Any) -> None:
         """Send one command; see `NodeLine.send`."""
-        if self._connection is not None and self.endpoint.is_silent(self._connection):
+        if self._wire is not None and self.endpoint.is_silent(self._wire.connection):
             await self.close()
             raise _silent(self.endpoint)
         await super().send(*arguments)
 
     async def _localised(self, command: Command[T]) -> Command[T]:
-        if self._connection is None:
+        if self._wire is None:
             await self._connect()
         return command.publishing(self.endpoint.publish)
 
