@@ -46,6 +46,8 @@ class Wait:
         self.news: deque[tuple[bytes, bytes]] = deque()
         # Channels not yet confirmed by Redis. Only touched under the waiter's lock.
         self.unconfirmed: set[bytes] = set()
+        # Whether confirmations alone are not worth waking for: news are about to come.
+        self.lingers = False
         # Set when a connection broke, and once another one listens again: something may have
         # been published in between.
         self.missed = self.resubscribed = False
@@ -273,7 +275,8 @@ class Waiter:
             if not wait.unconfirmed:
                 # To read before was too soon: the publish can have come after that.
                 wait.missed, wait.resubscribed = wait.missed or wait.resubscribed, False
-                wait.notify()
+                if not wait.lingers:
+                    wait.notify()
 
 
 _waiters: weakref.WeakSet[Waiter] = weakref.WeakSet()

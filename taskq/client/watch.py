@@ -120,7 +120,9 @@ def follow(waiter: Waiter, results: Iterable[F], wait: Wait) -> Steps[F]:
         while rest or window.open:
             unread = _refill(rest, window)
             if unread:
+                wait.lingers = _sent_just_now(window.open[unread[0]][0])
                 waiter.subscribe(unread, wait)
+                yield from _linger(wait)
                 while wait.unconfirmed:
                     # Redis may be away: then the reads below say so, or wait for it.
                     yield Pause(0.5)
@@ -130,7 +132,6 @@ def follow(waiter: Waiter, results: Iterable[F], wait: Wait) -> Steps[F]:
                 wait.missed = False
                 reread_at = clock.monotonic() + REREAD_SECONDS
                 unread = list(window.open)
-            yield from _linger(window, unread, wait)
             settled = yield from _news(window, wait)
             settled += yield from _read(window, unread)
             waiter.unsubscribe({channel_of(result) for result in settled}, wait)
@@ -230,10 +231,11 @@ def _complain(window: _Window[F]) -> Steps[F]:
             )
 
 
-def _linger(window: _Window[F], unread: list[bytes], wait: Wait) -> Steps[F]:
+def _linger(wait: Wait) -> Steps[Any]:
     """Let what was sent just now be told, before it is asked for."""
-    if unread and not wait.news and _sent_just_now(window.open[unread[0]][0]):
+    if wait.lingers:
         yield Pause(_HARDLY_SECONDS)
+        wait.lingers = False
 
 
 def _sent_just_now(result: Followed) -> bool:
