@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import secrets
 import signal
 from collections.abc import Generator, Iterator
@@ -87,6 +88,14 @@ def server() -> Iterator[Server]:
     """The server that all tests share, each in its `namespace`: never flush or stop it."""
     with Server() as running:
         yield running
+
+
+@pytest.fixture
+def seed() -> int:
+    """What a scenario's chances follow from; `FAILURE_SEED` repeats an earlier one."""
+    chosen = int(os.environ.get("FAILURE_SEED") or random.randrange(1 << 32))
+    print(f"FAILURE_SEED={chosen}")  # pytest shows it where the test fails
+    return chosen
 
 
 @pytest.fixture(scope="session")

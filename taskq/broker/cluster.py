@@ -15,7 +15,7 @@ from taskq.broker.aio import AsyncBroker, AsyncLine
 from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS
-from taskq.broker.line import AllInUse, Line
+from taskq.broker.line import AllInUse, Line, Words
 from taskq.broker.sockets import SOCKET_TIMEOUT, can_read
 from taskq.broker.sync import AT_ONCE, BEHIND_OTHERS, Broker
 from taskq.errors import BrokerError, BrokerUnavailable
@@ -30,17 +30,17 @@ _CONNECT_SECONDS = 2.0
 class NodeLine(Line):
     """A line to the node that has one queue. It publishes as that node can."""
 
-    def send(self, *arguments: Any) -> None:
+    def send(self, *arguments: Any, ahead: Words = ()) -> None:
         """Send one command; see `Line.send`. Where others found the node silent, do not wait."""
         if self._connection is not None and self.endpoint.is_silent(self._connection):
             self.close()
             raise _silent(self.endpoint)
-        super().send(*arguments)
+        super().send(*arguments, ahead=ahead)
 
-    def begin(self, command: Command[T]) -> None:
+    def begin(self, command: Command[T], ahead: Words = ()) -> None:
         """Send a script call; see `Line.begin`."""
         self.connect()
-        super().begin(command.publishing(self.endpoint.publish))
+        super().begin(command.publishing(self.endpoint.publish), ahead)
 
     def load(self, command: Command[T]) -> T:
         """Run a script call by the script's text; see `Line.load`."""

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import hiredis
 from redis.exceptions import NoScriptError, ResponseError
@@ -20,8 +20,10 @@ from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
 T = TypeVar("T")
+# A command: any number of bytes, str, int and float.
+Words: TypeAlias = tuple[Any, ...]
 # Any number of bytes, str and int; its stub knows of one.
-pack = cast("Callable[[tuple[Any, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
+pack = cast("Callable[[Words], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 
 
 class AllInUse(BrokerUnavailable):
@@ -75,14 +77,18 @@ class Line:
         self.send(*arguments)
         return self.receive()
 
-    def send(self, *arguments: Any) -> None:
-        """Send one command, the reply to which must be received before the next."""
+    def send(self, *arguments: Any, ahead: Words = ()) -> None:
+        """Send one command, the reply to which must be received before the next.
+
+        `ahead`: another one, which goes before it in the same packet, and is answered first.
+        """
         connection = self._connection
         if connection is None:
             connection = self._connect()
         try:
             # redis-py looks at each argument first, for kinds that we do not send.
-            connection.send_packed_command((pack(arguments),), check_health=False)
+            packed = pack(ahead) + pack(arguments) if ahead else pack(arguments)
+            connection.send_packed_command((packed,), check_health=False)
         except CLIENT_ERRORS as error:
             raise self._broken(error, sent=True) from error
 
@@ -137,9 +143,13 @@ class Line:
         except BrokerError as error:
             raise replication.troubled(error, verdicts) from error
 
-    def begin(self, command: Command[T]) -> None:
-        """Send a script call, the reply to which must be read by `end` or `finish`."""
-        self.send("EVALSHA", command.script.sha, 1, command.base, *command.arguments)
+    def begin(self, command: Command[T], ahead: Words = ()) -> None:
+        """Send a script call, the reply to which must be read by `end` or `finish`.
+
+        `ahead`: as in `send`.
+        """
+        words = command.script.sha, 1, command.base, *command.arguments
+        self.send("EVALSHA", *words, ahead=ahead)
 
     def end(self, command: Command[T]) -> T:
         """Return what the first call begun and not ended was answered."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import selectors
+import threading
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -38,6 +39,16 @@ _LEAST_SECONDS = 0.25
 _KICK_SECONDS = 0.5
 
 
+class Claimer(Protocol):
+    """Claims for a child that has nothing to do, as soon as a bell rings."""
+
+    # Return the claim that is to stand behind the blocked call; None: not now.
+    def reserve(self) -> Command[Any] | None: ...
+
+    # Take the reply to it; return whether that was news.
+    def redeem(self, line: Line) -> bool: ...
+
+
 class Heard(msgspec.Struct, frozen=True):
     """Why the bell's call returned."""
 
@@ -47,6 +58,8 @@ class Heard(msgspec.Struct, frozen=True):
     summons: bool = False
     # Whether the time has passed, and no bell rang.
     nothing: bool = False
+    # Whether the claim that stood behind the call has brought what there was.
+    claimed: bool = False
 
 
 class Bell:
@@ -56,9 +69,16 @@ class Bell:
     """
 
     def __init__(
-        self, app: str, endpoint: Endpoint, queues: Sequence[str], digest: str, child: str
+        self,
+        app: str,
+        endpoint: Endpoint,
+        queues: Sequence[str],
+        digest: str,
+        child: str,
+        claimer: Claimer,
     ) -> None:
         self._posts = _posts(app, endpoint, queues, digest, child)
+        self._claimer = claimer
         # What the blocked call listens for; None while none is blocked.
         self.listening: str | None = None
         # When one was blocked last that heard of work.
@@ -93,7 +113,7 @@ class Bell:
         try:
             if len(self._posts) > 1:
                 return self._listen_to_all(kinds, members, paused)
-            return self._posts[0].block(kinds, members, paused)
+            return self._posts[0].block(kinds, members, paused, self._claimer)
         except BrokerError as error:
             log.debug("the bell: %s", error)
             self.listening = None
@@ -103,6 +123,11 @@ class Bell:
             self.listening = None
             if kinds:
                 self.listened_at = clock.monotonic()
+
+    def claim(self) -> None:
+        """Let a claim stand behind a call that is blocked, where there is one call for all."""
+        if self.listening and len(self._posts) == 1:
+            self._posts[0].claim(self._claimer)
 
     def close(self) -> None:
         """Close the connections. Nobody listens any more."""
@@ -141,6 +166,10 @@ class Post:
         # Wakes this very bell; in the slot of the first queue.
         self._own_key = keys.wake(app, queues[0], child)
         self.kick = claims.wake(keys.base(app, queues[0]), child)
+        # While somebody listens: whether a call is blocked, and whether a claim stands behind it.
+        # Guarded, and the sending too: whoever took the last turn may let one stand there.
+        self._lock = threading.Lock()
+        self._blocked = self._claims = False
         # Of a call that is blocked though nobody listens: key → queue, and until when it is.
         self.asked: dict[str, Heard] = {}
         self._until = 0.0
@@ -151,11 +180,50 @@ class Post:
         # The last answer of `_wanted`, and what it was for: from call to call it is the same.
         self._last_wanted: tuple[object, dict[str, Heard]] = None, {}
 
-    def block(self, kinds: str, members: dict[str, str], paused: frozenset[str]) -> Heard | None:
-        """Block until a bell rings."""
-        wanted = self._wanted(kinds, members, paused)
-        reply = self._line.call("BLPOP", *wanted, min(self._block, _MOST_CALL))
-        return Heard(None, nothing=True) if reply is None else wanted[reply[0].decode()]
+    def block(
+        self, kinds: str, members: dict[str, str], paused: frozenset[str], claimer: Claimer
+    ) -> Heard | None:
+        """Block until a bell rings.
+
+        Redis carries out what was sent behind a blocked call as soon as that call ends: a claim
+        that stands there costs no way to the worker and back.
+        """
+        line, wanted = self._line, self._wanted(kinds, members, paused)
+        words = ("BLPOP", *wanted, min(self._block, _MOST_CALL))
+        claimed = False
+        try:
+            with self._lock:
+                claim, self._blocked = claimer.reserve(), True
+                self._claims = claim is not None
+                if claim is None:
+                    line.send(*words)
+                else:
+                    line.begin(claim, ahead=words)
+            reply = line.receive()
+            with self._lock:
+                self._blocked = False
+            if self._claims:
+                claimed = claimer.redeem(line)
+        except BaseException:
+            with self._lock:
+                self._blocked = False
+            line.close()  # one of two replies may still come
+            raise
+        heard = Heard(None, nothing=True) if reply is None else wanted[reply[0].decode()]
+        return msgspec.structs.replace(heard, claimed=True) if claimed else heard
+
+    def claim(self, claimer: Claimer) -> None:
+        """Let a claim stand behind a call that is blocked, if none does."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._blocked and not self._claims and (claim := claimer.reserve()) is not None:
+                self._claims = True
+                self._line.begin(claim)
+        except BrokerError as error:
+            log.debug("the bell: %s", error)  # its listener hears of it
+        finally:
+            self._lock.release()
 
     def stand(self, kinds: str, members: dict[str, str], paused: frozenset[str]) -> None:
         """See to it that a call is blocked that hears of all of this; return at once."""

@@ -105,7 +105,7 @@ class Engine:
         self.exchange.after_turn = self._after_turn
         self.exchange.deaf = self._deaf
         child = secrets.token_hex(8)
-        self._bell = Bell(app.name, endpoint, plan.queues, self.digest, child)
+        self._bell = Bell(app.name, endpoint, plan.queues, self.digest, child, self.exchange)
         self._threads = ThreadPool(
             plan.threads, self._executor.run, self._outbox, self.exchange.lead, self._listen
         )
@@ -277,6 +277,8 @@ class Engine:
             self.exchange.ask()
         elif heard.summons:
             self.exchange.hear(heard.queue)
+        elif heard.claimed:
+            pass
         elif heard.nothing:
             self.exchange.look_round()
         else:
@@ -300,6 +302,8 @@ class Engine:
     def _after_turn(self) -> None:
         if self._bell.lacks(self.exchange.open_kinds(), self.exchange.members()):
             self._kick_bell()
+        else:
+            self._bell.claim()
         due = self.exchange.next_turn()
         if self._waiting():
             due = min(due, clock.monotonic() + GATHER_SECONDS)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from taskq.broker import keys
 from taskq.broker.access import Access
 from taskq.broker.claims import Exchanged, Finish, Room
 from taskq.broker.cluster import Lines
+from taskq.broker.commands import Command
 from taskq.broker.line import Line
 from taskq.errors import BrokerError
 from taskq.model import clock
@@ -81,6 +82,8 @@ class Exchange:
         # One exchange at a time. Guards the ports and all below.
         self._lock = threading.Lock()
         self._books = Books(slots, board, list(self._by_queue))
+        # The port whose exchange stands behind the bell's blocked call; see `reserve`.
+        self._reserved: Port | None = None
         # The port whose exchange is on its way, and when it is looked for at the latest.
         self._under_way: Port | None = None
         self._look_at = math.inf
@@ -137,9 +140,49 @@ class Exchange:
                 self._lock.release()
             self.after_turn()
 
+    def reserve(self) -> Command[Exchanged] | None:
+        """Return a claim to be carried out when a bell rings; `redeem` takes the reply.
+
+        None where something is in hand, or there are more queues, one of which will ring. A turn
+        that is taken meanwhile sends the same exchange itself, as after a broken connection: of
+        the two only the first to arrive does something.
+        """
+        if len(self.ports) > 1 or self._slots.alone or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            (port,), now = self.ports, clock.monotonic()
+            room = self._room(port, now)
+            idle = not (self._closed or self._wanted() or self._under_way or self.holding)
+            if room.empty or port.reach.retry_at or not idle:
+                return None
+            self._reserved = port
+            return port.next_call(room)
+        finally:
+            self._lock.release()
+
+    def redeem(self, line: Line) -> bool:
+        """Take the reply to what stood behind the bell's call; return whether it was news.
+
+        Raises:
+            BrokerError: there is none; the exchange is sent again.
+
+        """
+        with self._lock:
+            port, self._reserved = self._reserved, None
+            if port is None:
+                line.receive()
+                return False
+            answer = port.end(line)
+            self.turned_at = self.reached_at = port.asked_at = clock.monotonic()
+            self._heed(port, answer)
+            self._unpack()
+        self.after_turn()
+        return answer is not None
+
     def flush(self) -> None:
         """Send all ends of attempts, and give the rest back uncounted."""
         with self._lock:
+            self._reserved = None
             for reach in self._reaches.values():
                 # Once more, whatever was before.
                 reach.retry_at = 0.0
@@ -170,7 +213,8 @@ class Exchange:
     @property
     def holding(self) -> int:
         """How many messages are claimed and not ended, or ended and not sent."""
-        return len(self._books.held) + self._books.coming + sum(port.unsent for port in self.ports)
+        unsent = sum(port.unsent for port in self.ports if port is not self._reserved)
+        return len(self._books.held) + self._books.coming + unsent
 
     def open_kinds(self) -> str:
         """Return the kinds of slot with room: what the bell should listen for."""
@@ -207,7 +251,9 @@ class Exchange:
         if self._asked or self._outbox.since is not None:
             return True
         return any(
-            port.unsent or port.reach.retry_at or port.due_at <= now
+            (port.unsent and port is not self._reserved)
+            or port.reach.retry_at
+            or port.due_at <= now
             for port in self.ports
             if not port.reach.away(now)
         )
@@ -217,7 +263,7 @@ class Exchange:
 
     def _turn(self) -> None:
         """Send what ended to each queue concerned, and claim what there is room for."""
-        self._asked, self.turned_at = False, clock.monotonic()
+        self._asked, self.turned_at, self._reserved = False, clock.monotonic(), None
         # While Redis is still at work on what is on its way.
         self._settle(self._outbox.take())
         self._collect()
@@ -315,7 +361,11 @@ class Exchange:
             answer = port.end(port.reach.line)
         except BrokerError as error:
             port.reach.back_off(error)
-            return
+        else:
+            self._heed(port, answer)
+
+    def _heed(self, port: Port, answer: tuple[Exchanged, Sequence[Finish]] | None) -> None:
+        """Take note of a reply, if there is one to what was sent last."""
         if answer is not None:
             reply, finishes = answer
             if self.retrying is not None or "l" in reply.verdicts:

@@ -199,12 +199,16 @@ class Port:
 
     def begin(self, line: Line, room: Room) -> None:
         """Send what ended, and ask for messages; `end` must follow, before all else."""
+        line.begin(self.next_call(room))
+
+    def next_call(self, room: Room) -> Command[Exchanged]:
+        """Return the call for that: one that was not answered, or the next."""
         if self._pending is None:
             self._seq += 1
             batch = _first(self._finishes)
             self._pending = (self._command(self.worker, self.seq, batch, room), batch)
             self.hungry, self.rung = self.hungry and room.empty, False
-        line.begin(self._pending[0])
+        return self._pending[0]
 
     def end(self, line: Line) -> tuple[Exchanged, Sequence[Finish]] | None:
         """Return the reply to what was begun, and the finishes that its verdicts are on.

@@ -12,6 +12,7 @@ import redis
 from taskq.broker.connection import Endpoint
 from taskq.broker.wire import Wire, take_over
 from taskq.model import clock
+from tests.eventually import let_pass
 from tests.servers import HOST, Server
 
 Story = Callable[[Wire, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -97,7 +98,7 @@ def test_the_limit_begins_anew_with_each_command_and_with_whatever_comes() -> No
         async def answer() -> None:
             while await reader.read(1000):
                 for one in (b"$5", b"\r\nhe", b"llo", b"\r\n"):
-                    await asyncio.sleep(LIMIT / 2)
+                    await asyncio.to_thread(let_pass, LIMIT / 2)
                     writer.write(one)
 
         answering = asyncio.ensure_future(answer())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import os
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,14 +44,6 @@ def app(shell: Shell) -> Iterator[Any]:
     made = shell.app()
     yield made
     made.close()
-
-
-@pytest.fixture
-def seed() -> int:
-    """What a scenario's chances follow from; `FAILURE_SEED` repeats an earlier one."""
-    chosen = int(os.environ.get("FAILURE_SEED") or random.randrange(1 << 32))
-    print(f"FAILURE_SEED={chosen}")  # pytest shows it where the test fails
-    return chosen
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from tests.failure import failpoints
 failpoints.install()
 """
 # Where an exchange says how many lots of ends of attempts it carries.
-ENDS_AT = 11
+ENDS_AT = 13
 
 
 class When(StrEnum):
@@ -117,13 +117,14 @@ class _Seam:
             ends = name == "exchange" and int(arguments[ENDS_AT]) > 0
             return [name, "ends"] if ends else [name]
 
-        def wrapped_send(line: Any, *arguments: Any) -> None:
+        def wrapped_send(line: Any, *arguments: Any, ahead: Any = ()) -> None:
             made = calls(arguments)
             if line._connection is None:
                 sent.pop(id(line), None)  # no reply comes to what went by an earlier one
             self._die(made, When.UNSENT)
-            send(line, *arguments)
-            sent.setdefault(id(line), deque()).append(made)
+            send(line, *arguments, ahead=ahead)
+            waiting = sent.setdefault(id(line), deque())
+            waiting += [calls(ahead), made] if ahead else [made]
             self._die(made, When.SENT)
 
         def wrapped_receive(line: Any) -> Any:

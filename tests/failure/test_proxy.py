@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from taskq.broker import claims, keys
+from taskq.broker.claims import Finish, Room
 from taskq.broker.connection import Endpoint
 from taskq.broker.line import Line
 from taskq.errors import Interrupted
@@ -82,3 +84,15 @@ def test_what_is_held_up_comes_when_it_flows_again(proxy: Proxy, line: Line) -> 
     line.send("ECHO", "late")
     proxy.flow.set()
     assert line.receive() == b"late"
+
+
+def test_it_knows_which_exchanges_carry_ends(line: Line, proxy: Proxy, namespace: str) -> None:
+    """As the failpoints do, which look at the same place."""
+    seen: list[int] = []
+    proxy.watch = lambda request: seen.append(request.ends)
+    base, worker = keys.base(namespace, "default"), b"0" * 32
+    for finishes in ([], [Finish("b", b"1" * 42)]):
+        exchange = claims.exchange(base, worker, b"%010d" % 1, "none", 15_000, finishes, Room())
+        assert line.run(exchange).word == "lost"
+    assert seen[0] == 0
+    assert seen[-1] == 1
