@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.failure.books import check_after
-from tests.failure.producer import survivors
+from tests.failure.producer import MOST_LOST, survivors
 from tests.failure.soak import FLEET_FAULTS, KILL_SECONDS, Soak
 from tests.failure.storm import Load, Storm, drawn, shuffled
 
@@ -64,8 +64,7 @@ def test_ten_thousand_messages_survive_kills_and_the_death_of_a_master_each_twen
     stormed = time.monotonic()
     load.join(200)
     assert len(load.expected) == MESSAGES
-    # How far the replicas are behind when a master dies is not ours to bound.
-    kept = survivors(scene, load.expected, MESSAGES // 2, seconds=90)
+    kept = survivors(scene, load.expected, storm.done["kill_master"] * MOST_LOST, seconds=90)
     books = check_after(scene, kept)
     print(
         f"seed {seed}: {sum(len(one.runs) for one in books.accounts)} runs, faults "
