@@ -49,17 +49,10 @@ def _factory(url: str) -> Iterator[NewApp]:
         thread.join()
 
 
-# What is tried on every kind of Redis; the rest differs in nothing that depends on it.
-EVERYWHERE = {"test_calling", "test_partitions", "test_results", "test_retries", "test_gathering"}
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "url" in metafunc.fixturenames:
-        slow = pytest.mark.slow
-        more = [pytest.param(name, marks=slow) for name in ("sentinels", "cluster")]
-        wide = metafunc.module.__name__.rpartition(".")[2] in EVERYWHERE
-        places = ["redis", "memory", *(more if wide else ())]
-        metafunc.parametrize("url", places, indirect=True, scope="module")
+        more = [pytest.param(name, marks=pytest.mark.slow) for name in ("sentinels", "cluster")]
+        metafunc.parametrize("url", ["redis", "memory", *more], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
