@@ -37,7 +37,10 @@ def examine(
         return [*standing(access), Finding(Level.OK, "server", "memory:// has none")]
     endpoint = access.endpoint
     inquiry = endpoint.inquire()
-    findings = [*standing(access), *layout.look(endpoint, inquiry)]
+    line = Line(endpoint)
+    online = _followers(line) if inquiry and not endpoint.clustered else None
+    line.close()
+    findings = [*standing(access), *layout.look(endpoint, inquiry, online)]
     for node in layout.nodes(endpoint, inquiry):
         line = Line(node)
         findings += _server(line, node, allow_eviction=allow_eviction, brief=False)
@@ -261,15 +264,10 @@ def _persistence(info: dict[str, str] | None, config: dict[str, str]) -> Finding
 def _durability(line: Line, asked: int) -> Finding:
     """Count the replicas that follow a master; calls wait for so many of them."""
     wish = f"calls wait for {asked} replicas of {line.endpoint.place}"
-    try:
-        info = _info(line)
-    except BrokerUnavailable:
-        info = None
-    if info is None:
+    count = _followers(line)
+    if count is None:
         text = f"{wish}; how many there are is not known: INFO is not permitted"
         return Finding(Level.UNKNOWN, "durability", text)
-    slaves = [value for name, value in info.items() if re.fullmatch(r"slave\d+", name)]
-    count = sum("state=online" in one for one in slaves)
     if count < asked:
         fix = "start replicas, or ask for fewer by TASKQ_DURABILITY or durability="
         text = f"{wish}, which has {count}: each call raises EnqueueUncertain"
@@ -278,6 +276,18 @@ def _durability(line: Line, asked: int) -> Finding:
     if count > asked:
         text += ": a failover that chooses another one of them may lose what was accepted"
     return Finding(Level.OK, "durability", text)
+
+
+def _followers(line: Line) -> int | None:
+    """Return how many replicas follow a master, or None where it does not tell."""
+    try:
+        info = _info(line)
+    except BrokerUnavailable:
+        info = None
+    if info is None:
+        return None
+    slaves = [value for name, value in info.items() if re.fullmatch(r"slave\d+", name)]
+    return sum("state=online" in one for one in slaves)
 
 
 def _clocks(skew: float) -> Finding:

@@ -16,7 +16,8 @@ from taskq.broker.connection import Endpoint
 from taskq.broker.layout import Finding, Level
 from taskq.model import clock
 from tests.cli.conftest import SECRET, Shell
-from tests.fleets import SERVICE, Cluster, SentinelSet
+from tests.eventually import until
+from tests.fleets import SERVICE, Cluster, SentinelSet, role_of
 from tests.servers import HOST, Server
 
 PASSWORD = "hunter2-and-more"
@@ -281,8 +282,31 @@ def test_replicas_that_are_asked_for_are_counted(sentinels: SentinelSet, tmp_pat
 
 def test_a_sentinel_that_is_away_is_told(sentinels: SentinelSet, tmp_path: Path) -> None:
     url = sentinels.url.replace("://", f"://{HOST}:1,")
-    found = told(Shell(tmp_path, url))
-    assert found["topology"]["text"] == f"1 of 4 sentinels do not answer: {HOST}:1"
+    text = told(Shell(tmp_path, url))["topology"]["text"]
+    assert text.startswith(f"1 of 4 sentinels do not answer: {HOST}:1 (")
+    assert "Connection refused" in text
+
+
+def test_a_sentinel_that_refuses_the_login_is_told(sentinels: SentinelSet, tmp_path: Path) -> None:
+    with Server(requirepass=PASSWORD) as other:
+        url = sentinels.url.replace("://", f"://{HOST}:{other.port},")
+        found = told(Shell(tmp_path, url))
+    why = f"1 of 4 sentinels do not answer: {HOST}:{other.port} (refused user or password)"
+    assert found["topology"]["text"] == why
+
+
+@pytest.mark.slow
+def test_replicas_that_are_dead_are_not_counted(tmp_path: Path) -> None:
+    with SentinelSet() as fleet:
+        primary, shell = fleet.primary, Shell(tmp_path, fleet.url)
+        for left in (1, 0):
+            next(one for one in fleet.servers if role_of(one) == "slave").kill()
+            until(lambda left=left: fleet.replicas(primary) == left, 30)
+            found = told(shell)["topology"]
+            text = f"which has {left} replicas, and {2 - left} that do not follow it"
+            assert found["text"].endswith(text)
+            assert found["level"] == ("ok" if left else "warning")
+        assert "start a replica" in found["fix"]
 
 
 def test_each_node_of_a_cluster_is_looked_at(cluster: Cluster, tmp_path: Path) -> None:
@@ -292,6 +316,60 @@ def test_each_node_of_a_cluster_is_looked_at(cluster: Cluster, tmp_path: Path) -
     assert "a cluster of 3 masters, without a replica: " in done.stdout
     for node in cluster.masters:
         assert f" at redis://{HOST}:{node.port}" in done.stdout
+
+
+@pytest.fixture
+def left_node() -> Iterator[Server]:
+    """A node that was taken out of its cluster: it answers, and knows of nobody."""
+    with Server(**{"cluster-enabled": "yes"}) as node:
+        yield node
+
+
+def warnings_of(shell: Shell) -> list[str]:
+    done = shell.say("doctor", "-A", "proj", "--json")
+    assert done.returncode == 0, done.stdout
+    found = json.loads(done.stdout)["findings"]
+    return [one["text"] for one in found if (one["check"], one["level"]) == ("topology", "warning")]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_node_that_was_taken_out_of_the_cluster_is_named(
+    cluster: Cluster, left_node: Server, tmp_path: Path, *, first: bool
+) -> None:
+    hosts = [f"{HOST}:{left_node.port}", f"{HOST}:{cluster.masters[0].port}"]
+    shell = Shell(tmp_path, f"redis+cluster://{','.join(hosts if first else hosts[::-1])}")
+    whole, out = warnings_of(shell)
+    assert whole.startswith("a cluster of 3 masters, ")
+    assert out == f"no members of the cluster: {hosts[0]}"
+
+
+def test_where_no_node_has_any_slots_that_is_the_fault(left_node: Server, tmp_path: Path) -> None:
+    found = told(Shell(tmp_path, f"redis+cluster://{HOST}:{left_node.port}"), 1)
+    assert found["topology"]["level"] == "error"
+    assert "16384 of 16,384 slots are served by no node" in found["topology"]["text"]
+
+
+def test_nodes_that_disagree_are_named(
+    cluster: Cluster, cluster_node: Server, tmp_path: Path
+) -> None:
+    nodes = (cluster.masters[0], cluster.masters[1], cluster_node)
+    hosts = [f"{HOST}:{one.port}" for one in nodes]
+    _, apart = warnings_of(Shell(tmp_path, f"redis+cluster://{','.join(hosts)}"))
+    assert apart == f"{hosts[2]} and {hosts[0]} disagree about who serves which slots"
+
+
+def test_no_node_that_was_taken_out_hides_masters_that_evict(
+    cluster: Cluster, left_node: Server, tmp_path: Path
+) -> None:
+    url = cluster.url.replace("://", f"://{HOST}:{left_node.port},")
+    with cluster.masters[2].client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            done = Shell(tmp_path, url).type("worker", "proj", "-p", "1")
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+    assert done.returncode == 2
+    assert "allkeys-lru" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["cluster", "sentinel", "one server"])
