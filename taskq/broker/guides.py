@@ -7,6 +7,7 @@ they are for, blocking or awaited.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -16,6 +17,7 @@ from redis.exceptions import (
     AuthorizationError,
     ClusterDownError,
     MovedError,
+    NoPermissionError,
     ReadOnlyError,
     ResponseError,
 )
@@ -38,6 +40,15 @@ _SPARE_SECONDS = 5.0
 
 class Misplaced(BrokerError):
     """The URL is that of another kind of server; nothing was done."""
+
+
+class _Obstacle(StrEnum):
+    """Why one who was asked did not tell."""
+
+    LOGIN = "the login is refused"
+    CERTIFICATE = "the certificate is not trusted"
+    REFUSAL = "the question is refused"
+    AWAY = "nobody answers"
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -83,41 +94,41 @@ class Sentinels:
         self.options = options
         # The one that answered last comes first.
         self._addresses = list(addresses)
+        # Whether any of them ever let us in.
+        self._answered = False
 
     def search(self, slot: int) -> Search:  # noqa: ARG002
         """Return the master that the first of them names who knows one that is up."""
-        refusal, away, distrust = "", "", ""
+        said: dict[_Obstacle, str] = {}
         for address in self._addresses:
             reply = yield Question(address, ("SENTINEL", "MASTER", self.service))
             if isinstance(reply, Exception):
-                words = f"{spelt(address)}: {told(reply)}"
-                if distrusts(reply):
-                    distrust = words
-                elif _refuses(reply):
-                    refusal = words
-                else:
-                    away = words
+                said[_obstacle(reply)] = f"{spelt(address)}: {told(reply)}"
                 continue
+            self._answered = True
             fields = pairs(reply)
             flags = fields.get(b"flags", b"").split(b",")
             if b"s_down" in flags or b"o_down" in flags:
-                away = f"{spelt(address)} says that the master is down"
+                said[_Obstacle.AWAY] = f"{spelt(address)} says that the master is down"
                 continue
             # In one step: other threads look at it too.
             others = (one for one in self._addresses if one != address)
             self._addresses = [address, *others]
             return fields[b"ip"].decode(), int(fields[b"port"])
-        if distrust and not (away or refusal):
-            msg = f"{self._place}: {distrust}"
+        words = "; ".join(said.values())
+        if bar := _bar(said, answered=self._answered):
+            msg = f"{self._place}: no sentinel names the master: {bar}; {words}"
+            if bar is _Obstacle.LOGIN:
+                msg += "; for sentinels it is sentinel_username= and sentinel_password= of the URL"
             raise BrokerError(msg)
-        if not away:
-            msg = (
-                f"{self._place}: no sentinel knows the master {self.service!r}; the last of them, "
-                f"{refusal}"
-            )
-            raise Misplaced(msg)
-        msg = f"{self._place}: no sentinel names a master that is up; {away}"
-        raise BrokerUnavailable(msg)
+        if _Obstacle.AWAY in said:
+            msg = f"{self._place}: no sentinel names a master that is up; {words}"
+            raise BrokerUnavailable(msg)
+        msg = (
+            f"{self._place}: no sentinel knows the master {self.service!r}; the last of them, "
+            f"{words}"
+        )
+        raise Misplaced(msg)
 
     def check(self, address: Address, hello: Hello) -> None:
         """Leave a master that was demoted: its sentinels may not know yet."""
@@ -142,6 +153,8 @@ class Slots:
         self._seeds = list(seeds)
         # Whom to ask, the next one first: one that is cut off may tell what was.
         self._known = list(seeds)
+        # Whether any of them ever let us in.
+        self._answered = False
         # Slots from, to, and whose they are; replaced as a whole.
         self._ranges: list[tuple[int, int, Address]] = []
         # What nodes said of single slots since.
@@ -161,11 +174,7 @@ class Slots:
         """Return the node that has the slot; ask where that is not known."""
         owner = self.owner(slot)
         if owner is None:
-            yield from self._learn(slot)
-            owner = self.owner(slot)
-        if owner is None:
-            msg = f"{self._place}: no node has the slot {slot}"
-            raise BrokerUnavailable(msg)
+            owner = yield from self._learn(slot)
         self._spare(owner)
         return owner
 
@@ -217,37 +226,37 @@ class Slots:
             raise BrokerUnavailable(msg)
         self._silent[address] = now + _SPARE_SECONDS
 
-    def _learn(self, slot: int) -> Generator[Question, Any, None]:
+    def _learn(self, slot: int) -> Search:
         """Ask one node after the other, until one knows whose a slot is."""
-        last, distrusted, answered = "", 0, False
+        said, answered = dict[_Obstacle, str](), False
         self._known = [*self._known[1:], *self._known[:1]]
         known = dict.fromkeys([*self._known, *self._seeds])
-        asked = sorted(known, key=self._silent.__contains__)
-        for address in asked:
+        for address in sorted(known, key=self._silent.__contains__):
             reply = yield Question(address, ("CLUSTER", "SLOTS"))
             if isinstance(reply, Exception):
-                last = f"{spelt(address)}: {told(reply)}"
-                if _refuses(reply):
-                    msg = f"{self._place}: {last}"
+                obstacle, words = _obstacle(reply), f"{spelt(address)}: {told(reply)}"
+                if obstacle is _Obstacle.REFUSAL:
+                    msg = f"{self._place}: {words}"
                     if "cluster support disabled" in str(reply):
                         msg += "; it is no cluster; one server's URL begins with redis://"
                         raise Misplaced(msg)
                     raise BrokerError(msg)
-                distrusted += distrusts(reply)
+                said[obstacle] = words
                 continue
-            nodes, answered = slots_of(reply, address), True
-            if not any(low <= slot <= high for low, high, _ in nodes):
+            nodes, answered, self._answered = slots_of(reply, address), True, True
+            owner = next((some[0] for low, high, some in nodes if low <= slot <= high), None)
+            if owner is None:
                 continue  # it was taken out of the cluster, perhaps, and others are in there
             self._ranges = [(low, high, some[0]) for low, high, some in nodes]
             self._moved = {}
             self._known = list(dict.fromkeys(one for _, _, some in nodes for one in some))
-            return
-        if answered:
-            return
-        msg = f"{self._place}: no node answers; {last}"
-        if distrusted == len(asked):
+            return owner
+        bar = _bar(said, answered=self._answered)
+        if bar and not answered:
+            msg = f"{self._place}: no node answers: {bar}; {'; '.join(said.values())}"
             raise BrokerError(msg)
-        raise BrokerUnavailable(msg)
+        what = f"no node has the slot {slot}" if answered else "no node answers"
+        raise BrokerUnavailable("; ".join((f"{self._place}: {what}", *said.values())))
 
 
 class Fixed:
@@ -288,8 +297,10 @@ def slot_of(base: str) -> int:
     return key_slot(base.encode())
 
 
-def pairs(reply: Sequence[Any]) -> dict[bytes, Any]:
-    """Return names and values of a reply in which they stand by turns."""
+def pairs(reply: Sequence[Any] | dict[bytes, Any]) -> dict[bytes, Any]:
+    """Return names and values of a reply in which they stand by turns; by RESP3 they do not."""
+    if isinstance(reply, dict):
+        return reply
     return dict(zip(reply[::2], reply[1::2], strict=False))
 
 
@@ -298,11 +309,24 @@ def spelt(address: Address) -> str:
     return f"{address[0]}:{address[1]}"
 
 
-def _refuses(error: Exception) -> bool:
-    """Whether an answer will be the same next time."""
+def _obstacle(error: Exception) -> _Obstacle:
+    if distrusts(error):
+        return _Obstacle.CERTIFICATE
     if isinstance(error, NoCredentials):
-        return not error.passing
-    return isinstance(error, (ResponseError, AuthenticationError, AuthorizationError))
+        return _Obstacle.AWAY if error.passing else _Obstacle.LOGIN
+    if isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):
+        return _Obstacle.LOGIN
+    return _Obstacle.REFUSAL if isinstance(error, ResponseError) else _Obstacle.AWAY
+
+
+def _bar(said: Mapping[_Obstacle, str], *, answered: bool) -> _Obstacle | None:
+    """Return what keeps us out, where no time will mend that; `answered`: we were let in once.
+
+    Then one that is away may let us in again. Where nobody ever did, what the URL says is wrong.
+    """
+    if answered and _Obstacle.AWAY in said:
+        return None
+    return next((one for one in (_Obstacle.LOGIN, _Obstacle.CERTIFICATE) if one in said), None)
 
 
 def _is_replica(hello: Hello) -> bool:

@@ -31,7 +31,7 @@ from tests.broker.drivers import DRIVERS, Awaited, Blocking, all_of
 from tests.broker.queues import ADD, Queue
 from tests.eventually import until
 from tests.fleets import Cluster
-from tests.servers import HOST, Server, free_port
+from tests.servers import HOST, ClusterNode, Server, free_port
 
 Kind = type[Blocking | Awaited]
 
@@ -325,6 +325,41 @@ def test_where_no_node_answers_it_is_tried_until_the_deadline(kind: Kind) -> Non
     with pytest.raises(BrokerUnavailable, match="no node answers"):
         driver.call("GET", "x")
     driver.close()
+
+
+@pytest.mark.parametrize("away", ["none", "first", "last"])
+def test_a_login_that_all_refuse_who_are_there_is_told_at_once(kind: Kind, away: str) -> None:
+    with Server(requirepass="right", **{"cluster-enabled": "yes"}) as node:
+        hosts = [node.port, free_port()]
+        hosts = {"none": hosts[:1], "first": hosts[::-1], "last": hosts}[away]
+        places = ",".join(f"{HOST}:{port}" for port in hosts)
+        driver = kind(f"redis+cluster://:hidden@{places}", deadline=100_000)
+        with pytest.raises(BrokerError, match=r"the login is refused; .*user or password") as told:
+            driver.call("GET", "x")
+        assert type(told.value) is BrokerError
+        assert "hidden" not in str(told.value)
+        driver.close()
+
+
+def test_nodes_that_let_us_in_and_are_away_are_waited_for(kind: Kind, namespace: str) -> None:
+    """One that refuses the login was passed over as long as they were there."""
+    with ClusterNode() as node, Server(requirepass="other") as locked:
+        driver = kind(f"redis+cluster://{HOST}:{locked.port},{HOST}:{node.port}", deadline=2)
+        assert driver.call("GET", keys.base(namespace, "x")) is None
+        node.stop()
+        with pytest.raises(BrokerUnavailable, match="refused user or password"):
+            driver.call("GET", keys.base(namespace, "x"))
+        driver.close()
+
+
+def test_a_node_that_was_taken_out_does_not_hide_that_the_others_refuse_the_login(
+    kind: Kind,
+) -> None:
+    with Server(requirepass="other") as locked, Server(**{"cluster-enabled": "yes"}) as out:
+        driver = kind(f"redis+cluster://{HOST}:{out.port},{HOST}:{locked.port}", deadline=0.5)
+        with pytest.raises(BrokerUnavailable, match=r"no node has the slot .*user or password"):
+            driver.call("GET", "x")
+        driver.close()
 
 
 def test_a_server_that_is_no_cluster_is_told_at_once(server: Server, kind: Kind) -> None:

@@ -12,7 +12,7 @@ from taskq.broker.guides import Misplaced
 from taskq.errors import BrokerError, BrokerUnavailable, ConfigError
 from tests.broker.drivers import DRIVERS, Awaited, Blocking
 from tests.eventually import until
-from tests.fleets import SERVICE, SentinelSet, role_of
+from tests.fleets import SERVICE, Sentinel, SentinelSet, role_of
 from tests.servers import HOST, Server, free_port
 
 Kind = type[Blocking | Awaited]
@@ -98,6 +98,62 @@ def test_the_url_of_a_server_to_a_sentinel_is_told(fleet: SentinelSet, kind: Kin
     with pytest.raises(BrokerError, match=r"unknown command .* begins with redis\+sentinel://"):
         driver.call("GET", "key")
     driver.close()
+
+
+def refused_by(kind: Kind, hosts: list[int], deadline: float = 100_000) -> BrokerError:
+    """Return what a call raises where sentinels refuse the login; long before its deadline."""
+    places = ",".join(f"{HOST}:{port}" for port in hosts)
+    driver = kind(f"redis+sentinel://{places}/main?sentinel_password=hidden", deadline=deadline)
+    with pytest.raises(BrokerError) as raised:
+        driver.call("PING")
+    driver.close()
+    assert "refused user or password" in str(raised.value)
+    assert "hidden" not in str(raised.value)
+    return raised.value
+
+
+@pytest.mark.parametrize("others", ["none", "as well", "away first", "away last"])
+def test_a_login_that_all_refuse_who_are_there_is_told_at_once(
+    kind: Kind, others: str, locked: list[Server]
+) -> None:
+    one, other = (server.port for server in locked)
+    hosts = {
+        "none": [one],
+        "as well": [one, other],
+        "away first": [free_port(), one],
+        "away last": [one, free_port()],
+    }[others]
+    error = refused_by(kind, hosts)
+    assert type(error) is BrokerError
+    assert "no sentinel names the master: the login is refused" in str(error)
+    assert "sentinel_password=" in str(error)
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[list[Server]]:
+    """Two that let nobody in, sentinels or not."""
+    with Server(requirepass="p1") as one, Server(requirepass="p2") as other:
+        yield [one, other]
+
+
+def test_one_that_let_us_in_and_is_away_is_waited_for(kind: Kind, locked: list[Server]) -> None:
+    with Server() as master, Sentinel(master, down_after_ms=30_000, password="hidden") as lone:
+        hosts = f"{HOST}:{locked[0].port},{HOST}:{lone.port}"
+        driver = kind(f"redis+sentinel://{hosts}/main?sentinel_password=hidden", deadline=2)
+        assert driver.call("PING") == b"PONG"
+    with pytest.raises(BrokerUnavailable, match="no sentinel names a master that is up") as raised:
+        driver.call("PING")
+    for words in ("refused user or password", f"{HOST}:{lone.port}: "):
+        assert words in str(raised.value)
+    assert "hidden" not in str(raised.value)
+    driver.close()
+
+
+def test_one_that_does_not_know_the_master_does_not_hide_that_another_refuses_the_login(
+    kind: Kind, server: Server, locked: list[Server]
+) -> None:
+    error = refused_by(kind, [locked[0].port, server.port])
+    assert not isinstance(error, BrokerUnavailable)
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ import pytest
 from taskq import BrokerError, TaskQ
 from taskq.testing import running_worker
 from tests.authority import Authority
+from tests.fleets import SERVICE
 from tests.security.conftest import KEY
-from tests.servers import HOST, Server
+from tests.servers import HOST, Server, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -155,6 +156,30 @@ def test_nor_does_whom_another_authority_vouches_for(
     other = Authority(tmp_path, "other")
     url = door.url("localhost", f"?ssl_ca_certs={other.pem}")
     assert "CERTIFICATE_VERIFY_FAILED" in refused(new_app(url=url, enqueue_deadline=60))
+    assert door.passed == b""
+
+
+@pytest.mark.parametrize("scheme", ["rediss+sentinel", "rediss+cluster"])
+def test_it_is_told_at_once_though_others_are_away(
+    new_app: Any, door: TLSDoor, scheme: str
+) -> None:
+    ports = [free_port(), door.port, free_port()]
+    url = f"{scheme}://{','.join(f'{HOST}:{port}' for port in ports)}/"
+    if scheme == "rediss+sentinel":
+        url += SERVICE
+    app = new_app(url=url, enqueue_deadline=100_000)
+
+    async def awaited() -> None:
+        async with app:
+            await with_task(app).adelay(1, 2)
+
+    told = [refused(app)]
+    with pytest.raises(BrokerError) as caught:
+        asyncio.run(awaited())
+    for text in (*told, str(caught.value)):
+        assert "the certificate is not trusted" in text
+        assert "CERTIFICATE_VERIFY_FAILED" in text
+        assert "ssl_ca_certs=" in text
     assert door.passed == b""
 
 
