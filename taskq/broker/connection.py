@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
+import logging
 import re
 import threading
 from typing import Any
@@ -35,6 +36,8 @@ from taskq.broker.guides import (
 from taskq.broker.sockets import SOCKET_TIMEOUT, can_read, leave_limit_to_system
 from taskq.broker.switches import Switches
 from taskq.errors import BrokerError, BrokerUnavailable, ConfigError
+
+log = logging.getLogger("taskq.broker")
 
 # How long a server that was just connected to may take to say what it is.
 _GREET_SECONDS = 2.0
@@ -76,6 +79,8 @@ class Endpoint:
         self.sharded = False
         # Of a cluster; elsewhere it means nothing.
         self._slot = 0
+        # Whether it is to be asked still if outcomes are heard there.
+        self._unsure = self._guide is None and not self.memory
         self._pools = self._memory_pools() if self.memory else self._network_pools(place.plain)
         guide = self._guide
         self._switches = (
@@ -109,17 +114,22 @@ class Endpoint:
         """The word by which outcomes are published."""
         return "SPUBLISH" if self.sharded else "PUBLISH"
 
-    def open(self, timeout: float = SOCKET_TIMEOUT) -> Any:
+    def open(self, timeout: float = SOCKET_TIMEOUT, *, listens: bool = False) -> Any:
         """Return a new blocking connection, open; `timeout` is for the connecting alone.
+
+        `listens`: for what is published. The first of those to a single server asks whether it is
+        a node of a cluster, and warns.
 
         Raises:
             BrokerUnavailable: nobody is there, or nobody who takes writes.
             BrokerError: Redis refuses to be connected to.
 
         """
-        if self._guide is None:
+        if self._guide is not None:
+            return self._enter(_at(self._find(self._guide)), timeout)
+        if not (listens and self._unsure):
             return self._opened(self._pools[0], {}, timeout)
-        return self._enter(self._find(self._guide), timeout)
+        return self._enter({}, timeout)
 
     async def aopen(self) -> Any:
         """Return a new asyncio connection, open; raises as `open` does."""
@@ -201,14 +211,15 @@ class Endpoint:
             raise
         return connection
 
-    def _enter(self, address: Address, timeout: float) -> Any:
-        """Connect to a server that was found, and look whether it is the right one."""
-        connection = self._opened(self._pools[0], _at(address), timeout)
+    def _enter(self, options: dict[str, Any], timeout: float) -> Any:
+        """Connect to a server, and look whether it is the right one."""
+        connection = self._opened(self._pools[0], options, timeout)
+        within = min(timeout, _GREET_SECONDS)
         try:
-            self._note(address, _greet(connection), connection)
+            self._note(_greet(connection, within), connection)
         except CLIENT_ERRORS as error:
             connection.disconnect()
-            raise self.translate(error, sent=False, of=connection) from error
+            raise self.translate(error, sent=False, of=connection, waited=within) from error
         except BaseException:
             connection.disconnect()
             raise
@@ -217,7 +228,7 @@ class Endpoint:
     async def _aenter(self, address: Address) -> Any:
         connection = await self._aopened(self._pools[1], _at(address))
         try:
-            self._note(address, await _agreet(connection), connection)
+            self._note(await _agreet(connection), connection)
         except CLIENT_ERRORS as error:
             await connection.disconnect(nowait=True)
             raise self.translate(error, sent=False, of=connection) from error
@@ -226,12 +237,19 @@ class Endpoint:
             raise
         return connection
 
-    def _note(self, address: Address, hello: Hello, connection: Any) -> None:
+    def _note(self, hello: Hello, connection: Any) -> None:
         """Look whether a server is the right one and stays so, and how it publishes."""
+        self._unsure = False
         if self._guide is not None:
-            self._guide.check(address, hello)
+            self._guide.check(_address(connection), hello)
+        elif hello.get(b"mode") == b"cluster":
+            log.warning(
+                "%s is a node of a cluster, the URL of which begins with redis+cluster://: by this "
+                "one, outcomes may come late",
+                self.place,
+            )
         if self._switches is not None:
-            self._switches.watch(connection, address)
+            self._switches.watch(connection, _address(connection))
         version = hello.get(b"version", b"").split(b".")[0]
         self.sharded = self.clustered and version.isdigit() and int(version) >= _SHARDED_SINCE
 
@@ -340,11 +358,11 @@ def _address(connection: Any) -> Address:
     return connection.host, connection.port
 
 
-def _greet(connection: Any) -> Hello:
+def _greet(connection: Any, within: float) -> Hello:
     """Return what a server says that it is; nothing where it is a proxy that knows no HELLO."""
     connection.send_command("HELLO", check_health=False)
     # One that is frozen still lets itself be connected to.
-    if not can_read(connection, _GREET_SECONDS):
+    if not can_read(connection, within):
         raise redis.TimeoutError(_SILENT)
     try:
         return pairs(connection.read_response())

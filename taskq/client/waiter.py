@@ -224,7 +224,7 @@ class Waiter:
         if self._rest > 0:
             clock.sleep(min(self._rest, left))
         # Whoever waits for a short time does not wait longer for a host that is silent.
-        connection = self._endpoint.open(max(0.05, min(SOCKET_TIMEOUT, left)))
+        connection = self._endpoint.open(max(0.05, min(SOCKET_TIMEOUT, left)), listens=True)
         self._rest = 0.0
         with self._lock:
             self._connection = connection

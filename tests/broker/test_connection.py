@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import redis
 from redis import exceptions
 
+from taskq import TaskQ
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import translate
 from taskq.errors import (
@@ -14,10 +17,12 @@ from taskq.errors import (
     BrokerUnavailable,
     ConfigError,
     Interrupted,
+    ResultTimeout,
     TaskQError,
 )
 from tests.broker.drivers import DRIVERS, Blocking
-from tests.servers import Server
+from tests.fleets import info_of
+from tests.servers import HOST, Server
 
 # What servers before Redis 7 say when a command within a script is refused.
 OLD_OOM = (
@@ -35,6 +40,67 @@ def test_connections_are_made_without_end(server: Server) -> None:
     endpoint = Endpoint(server.url)
     for _ in range(150):
         endpoint.open().disconnect()
+
+
+def wait(url: str) -> None:
+    """Wait for an outcome in both ways, each on a connection of its own."""
+    with TaskQ("shop", url=url, secret="x" * 32) as app:
+        result = app.send_task("nobody.knows.it")
+
+        async def awaited() -> None:
+            with pytest.raises(ResultTimeout):
+                await result.aget(timeout=1)
+            await app.leave_loop()
+
+        with pytest.raises(ResultTimeout):
+            result.get(timeout=1)
+        app.waiter._disconnect()
+        asyncio.run(awaited())
+        result.cancel()
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.message for one in caplog.records if "cluster" in one.message]
+
+
+def test_who_waits_by_one_servers_url_at_a_node_of_a_cluster_is_warned_once(
+    cluster_node: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = f"redis://{HOST}:{cluster_node.port}"
+    wait(place)
+    (text,) = said(caplog)
+    assert text.startswith(f"{place} is a node of a cluster")
+    assert "redis+cluster://" in text
+    assert "late" in text
+
+
+@pytest.mark.parametrize("how", ["url", "unix_url"])
+def test_a_single_server_is_asked_once_whether_it_is_such_a_node(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Server() as server:
+        wait(getattr(server, how))
+        assert info_of(server, "commandstats")["cmdstat_hello"]["calls"] == 1
+    assert not said(caplog)
+
+
+def test_by_resp3_it_is_asked_as_well(
+    cluster_node: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"redis://{HOST}:{cluster_node.port}?protocol=3"
+    Endpoint(url).open(listens=True).disconnect()
+    assert len(said(caplog)) == 1
+
+
+def test_who_does_not_know_the_question_is_listened_to_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Server(**{"rename-command HELLO": "GREET"}) as server:
+        connection = Endpoint(server.url).open(listens=True)
+        connection.send_command("PING")
+        assert connection.read_response() == b"PONG"
+        connection.disconnect()
+    assert not said(caplog)
 
 
 class TestUrl:
