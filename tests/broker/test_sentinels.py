@@ -191,12 +191,17 @@ def test_a_master_that_is_demoted_is_left_at_once(
     fleet.settle()
 
 
-def test_a_master_that_was_replaced_is_not_gone_back_to(fleet: SentinelSet, kind: Kind) -> None:
+def test_a_master_that_was_replaced_is_not_gone_back_to(
+    fleet: SentinelSet, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One sentinel has told of another master, and the one that is asked has not heard of that."""
-    driver = kind(fleet.url, deadline=0.5)
-    driver.call("PING")
+    driver, looked = kind(fleet.url, deadline=0.5), threading.Event()
     switches = driver._broker.endpoint._switches
     assert switches is not None
+    look = switches._look
+    monkeypatch.setattr(switches, "_look", lambda: (look(), looked.set()))
+    driver.call("PING")
+    assert looked.wait(10)  # after which nobody asks again by himself
     master = f"{HOST} {fleet.primary.port}"
     switches._heed(f"{SERVICE} {master} {HOST} 1".split())
     with pytest.raises(BrokerUnavailable, match="was replaced just now"):
