@@ -179,7 +179,7 @@ class AsyncBroker:
             group = self._groups[base, replicas] = AsyncGroup(run, self._deadline)
         return await group.send(one)
 
-    async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T | None]:
+    async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T | BrokerError]:
         """Run many; the next is made and sent while Redis works at the one before."""
         stream = Stream(calls)
         while True:

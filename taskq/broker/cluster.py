@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -16,9 +17,10 @@ from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS
 from taskq.broker.line import AllInUse, Line, Words
+from taskq.broker.replication import Unreplicated
 from taskq.broker.sockets import SOCKET_TIMEOUT, can_read
 from taskq.broker.sync import AT_ONCE, BEHIND_OTHERS, Broker
-from taskq.errors import BrokerError, BrokerUnavailable
+from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
 T = TypeVar("T")
@@ -41,6 +43,14 @@ class NodeLine(Line):
         """Send a script call; see `Line.begin`."""
         self.connect()
         super().begin(command.publishing(self.endpoint.publish), ahead)
+
+    def finish(self, command: Command[T]) -> T:
+        """Return what the only call begun was answered; see `Line.finish`, and `send`."""
+        connection = self._connection
+        if connection is not None and self.endpoint.is_silent(connection) and not self.answered:
+            self.close()
+            raise Interrupted(str(_silent(self.endpoint)))
+        return super().finish(command)
 
     def load(self, command: Command[T]) -> T:
         """Run a script call by the script's text; see `Line.load`."""
@@ -180,6 +190,8 @@ class _Flight(Generic[T]):
         # For so many seconds its line was waited for, and nobody answered.
         self._waited = waited
         self._error: BrokerError | None = None
+        # Those that are on their way at the same time are not waited for one after the other.
+        line.until = self._until
         try:
             line.begin(command)
         except BrokerError as error:
@@ -193,6 +205,8 @@ class _Flight(Generic[T]):
                 raise self._error
             reply = self._line.finish(self.command)
             if self.command.replicas:
+                # It asks for less and less, once at least, and must hear what is answered.
+                self._line.until = math.inf
                 self._line.replicate(self.command, str(reply), self._until)
         except BrokerUnavailable as error:
             if not again:
@@ -231,21 +245,21 @@ class ClusterBroker(Broker):
         """Queue one message; see `Broker.enqueue`."""
         return self._of(base).enqueue(base, one, replicas)
 
-    def run_each(self, calls: Iterable[Command[T]]) -> Iterator[T | None]:
+    def run_each(self, calls: Iterable[Command[T]]) -> Iterator[T | BrokerError]:
         """Run many, on all nodes at a time, those of one queue one after the other.
 
-        None stands for one that failed, after which no more are sent; the first error is
-        raised when all that were on their way have arrived.
+        An error stands for one that failed, after which no more are sent; one of them is
+        raised when all that were on their way have arrived: see `_gravest`.
         """
         flights: dict[str, _Flight[T]] = {}
         errors: list[BrokerError] = []
 
-        def land(base: str) -> T | None:
+        def land(base: str) -> T | BrokerError:
             try:
                 return flights.pop(base).land(again=not errors)
             except BrokerError as error:
                 errors.append(error)
-                return None
+                return error
 
         with contextlib.ExitStack() as held:
             lines = _HeldLines(held)
@@ -261,7 +275,7 @@ class ClusterBroker(Broker):
             while flights:
                 yield land(next(iter(flights)))
             if errors:
-                raise errors[0]  # here: the lines are not given back as if all were well
+                raise _gravest(errors)  # here: the lines are not given back as if all were well
 
     def call(self, *arguments: Any, within: float = float("inf")) -> Any:
         """Send one command to the node that has its first key; see `Broker.call`."""
@@ -295,18 +309,18 @@ class AsyncClusterBroker(AsyncBroker):
         """Queue one message; see `AsyncBroker.enqueue`."""
         return await self._of(base).enqueue(base, one, replicas)
 
-    async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T | None]:
+    async def run_each(self, calls: Iterable[Command[T]]) -> AsyncIterator[T | BrokerError]:
         """Run many, on all nodes at a time; see `ClusterBroker.run_each`."""
         flights: dict[str, asyncio.Task[T]] = {}
         errors: list[BrokerError] = []
 
-        async def land() -> T | None:
+        async def land() -> T | BrokerError:
             base = next(iter(flights))
             try:
                 return await flights[base]
             except BrokerError as error:
                 errors.append(error)
-                return None
+                return error
             finally:
                 del flights[base]
 
@@ -325,7 +339,7 @@ class AsyncClusterBroker(AsyncBroker):
                 task.cancel()
             await asyncio.gather(*flights.values(), return_exceptions=True)
         if errors:
-            raise errors[0]
+            raise _gravest(errors)
 
     async def call(self, *arguments: Any) -> Any:
         """Send one command to the node that has its first key; see `AsyncBroker.call`."""
@@ -352,6 +366,12 @@ def open_broker(endpoint: Endpoint, deadline: float) -> Broker:
 def open_abroker(endpoint: Endpoint, deadline: float) -> AsyncBroker:
     """Return the driver for a place, of the running event loop."""
     return (AsyncClusterBroker if endpoint.clustered else AsyncBroker)(endpoint, deadline)
+
+
+def _gravest(errors: Sequence[BrokerError]) -> BrokerError:
+    """Return the first error after which nobody knows what was done; where none is, the first."""
+    unsure = (one for one in errors if isinstance(one, (Interrupted, Unreplicated)))
+    return next(unsure, errors[0])
 
 
 def _silent(endpoint: Endpoint) -> BrokerUnavailable:

@@ -96,10 +96,10 @@ class Broker:
             group = self._groups[base, replicas] = Group(run, self._deadline)
         return group.send(one)
 
-    def run_each(self, calls: Iterable[Command[T]]) -> Iterator[T | None]:
+    def run_each(self, calls: Iterable[Command[T]]) -> Iterator[T | BrokerError]:
         """Run many; the next is made and sent while Redis works at the one before.
 
-        With a cluster, None stands for one that failed while others were on their way.
+        With a cluster, an error stands for one that failed while others were on their way.
         """
         stream = Stream(calls)
         while True:
@@ -297,7 +297,8 @@ def _tokens(count: int) -> _Tokens:
 
 
 @contextlib.contextmanager
-def _same(line: Line, _until: float, _latest: float) -> Generator[Line, None, None]:
+def _same(line: Line, until: float, _latest: float) -> Generator[Line, None, None]:
+    line.until = until
     yield line
 
 

@@ -119,9 +119,9 @@ class Batch(Generic[T]):
         self._results: list[Result[T] | None] = [None] * count
         # The first call whose id is in use by another task: its number, and the error.
         self._refused: tuple[int, DuplicateMessage] | None = None
-        # What is on the way; and the first that failed while others went on.
+        # What is on the way; and what failed while others went on, by its error.
         self._under_way: deque[list[_Part]] = deque()
-        self._failed: list[_Part] | None = None
+        self._failed: dict[BrokerError, list[_Part]] = {}
 
     def commands(self) -> Iterator[Command[str]]:
         """Return the commands that send them: a page of each queue, then the next of each."""
@@ -136,11 +136,11 @@ class Batch(Generic[T]):
                 yield command
                 rest.append(of_place)
 
-    def accept(self, verdicts: str | None) -> None:
-        """Note what Redis said to what was sent first; None: that failed."""
+    def accept(self, verdicts: str | BrokerError) -> None:
+        """Note what Redis said to what was sent first, or how that failed."""
         parts = self._under_way.popleft()
-        if verdicts is None:
-            self._failed = self._failed or parts
+        if isinstance(verdicts, BrokerError):
+            self._failed[verdicts] = parts
             return
         letters = iter(verdicts)
         for part in parts:
@@ -160,8 +160,10 @@ class Batch(Generic[T]):
 
     def torn(self, error: BrokerError) -> BrokerError:
         """Return the error that befell a page, with what was sent and what was not."""
-        if isinstance(error, (Interrupted, Unreplicated)):
-            first = (self._failed or self._under_way[0])[0]
+        # None where nothing was sent yet.
+        parts = self._failed.get(error) or next(iter(self._under_way), None)
+        if parts and isinstance(error, (Interrupted, Unreplicated)):
+            first = parts[0]
             name = first.name_of(first.ids[0])
             error = uncertain(error, first.mould.task, name, first.mould.place)
         return self._with_parts(error)

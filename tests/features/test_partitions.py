@@ -15,6 +15,7 @@ import pytest
 import taskq
 from taskq import (
     BrokerError,
+    BrokerUnavailable,
     Cancellation,
     Cancelled,
     ConfigError,
@@ -180,6 +181,19 @@ class TestChoice:
         idle.app.enqueue_many(raised.value.unsent)
         assert waiting(idle.app) == 21
 
+    def test_that_nothing_was_sent_is_not_uncertain(
+        self, idle: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def cut(_: str) -> None:
+            told = "the line was cut"
+            raise Interrupted(told)
+
+        monkeypatch.setattr(idle.app.partitions, "open", cut)
+        with pytest.raises(BrokerUnavailable, match="cut") as raised:
+            idle.square.map(range(3))
+        assert not isinstance(raised.value, EnqueueUncertain)
+        assert len(raised.value.unsent) == 3
+
     def test_an_id_and_a_key_exclude_each_other(self, idle: Any) -> None:
         with pytest.raises(ConfigError, match="id= says the partition as well"):
             idle.square.options(id="a", partition_key="b")
@@ -226,6 +240,34 @@ class TestOnACluster:
             assert sum(taskq.gather([*sent, *again], timeout=20)) == sum(
                 number**2 for number in range(10 * COUNT)
             )
+        app.close()
+
+    @pytest.mark.parametrize("awaits", [False, True])
+    def test_that_a_call_may_have_been_accepted_is_told_whatever_befell_another_first(
+        self, cluster: Cluster, awaited: Any, *, awaits: bool
+    ) -> None:
+        queue, name = Queue("mail", partitions=COUNT), f"t{secrets.token_hex(6)}"
+        app = TaskQ(name, url=cluster.url, secret=SECRET, queues=[queue], enqueue_deadline=2)
+        shop = declare(app)
+        shop.square.map(range(COUNT))
+        nodes = [cluster.owner(keys.base(name, one)) for one in app.partitions.places("mail")]
+        refuses, stands = 0, next(n for n, node in enumerate(nodes) if node is not nodes[0])
+        app.broker.call("DEL", keys.ready(name, "mail", "square"))
+        app.broker.call("SET", keys.ready(name, "mail", "square"), "no list")
+        by_partition = {queues.of_key(f"k{n}", COUNT): f"k{n}" for n in range(100)}
+        calls = [
+            shop.square.options(partition_key=by_partition[number]).s(number)
+            for number in (refuses, stands)
+        ]
+        with nodes[stands].client() as slow:
+            slow.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+            try:
+                with pytest.raises(EnqueueUncertain) as raised:
+                    awaited(app.aenqueue_many(calls), app) if awaits else app.enqueue_many(calls)
+            finally:
+                slow.execute_command("CLIENT", "UNPAUSE")
+        assert [one.args for one in raised.value.unsent] == [(refuses,), (stands,)]
+        assert raised.value.id == raised.value.unsent[1].options.id
         app.close()
 
 
