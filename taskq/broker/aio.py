@@ -59,6 +59,11 @@ class AsyncLine:
             await self.close()
             raise
 
+    async def heard(self) -> None:
+        """Return when the next reply begins, or where that cannot be told."""
+        if self._wire is not None:
+            await self._wire.heard()
+
     async def receive(self) -> Any:
         """Return the next reply."""
         if self._wire is None:
@@ -209,14 +214,29 @@ class AsyncBroker:
                 yield await self.run(stream.sent[0])
                 stream.answered()
 
-    async def call(self, *arguments: Any) -> Any:
-        """Send one command that may be repeated, and return the reply; by the deadline."""
+    async def call(self, *arguments: Any, within: float = math.inf) -> Any:
+        """Send one command that may be repeated, and return the reply; by the deadline.
+
+        For `within` seconds it is waited for that the reply begins.
+        """
         began = clock.monotonic()
+
+        async def ask(line: AsyncLine) -> Any:
+            await line.send(*arguments)
+            await line.heard()
+            limit.reschedule(None)
+            return await line.receive()
+
         try:
-            async with self._line(self._latest()) as line:
-                return await line.call(*arguments)
-        except BrokerUnavailable as error:
-            return await self._again(began, error, lambda line: line.call(*arguments))
+            async with asyncio.timeout(None if within == math.inf else within) as limit:
+                try:
+                    async with self._line(self._latest()) as line:
+                        return await ask(line)
+                except BrokerUnavailable as error:
+                    return await self._again(began, error, ask)
+        except TimeoutError:
+            msg = f"{self.endpoint.place}: no answer in time"
+            raise BrokerUnavailable(msg) from None
 
     async def close(self) -> None:
         """Close the idle connections; the next call opens a new one."""

@@ -341,9 +341,9 @@ class AsyncClusterBroker(AsyncBroker):
         if errors:
             raise _gravest(errors)
 
-    async def call(self, *arguments: Any) -> Any:
+    async def call(self, *arguments: Any, within: float = math.inf) -> Any:
         """Send one command to the node that has its first key; see `AsyncBroker.call`."""
-        return await self._of(base_of(_key(arguments))).call(*arguments)
+        return await self._of(base_of(_key(arguments))).call(*arguments, within=within)
 
     async def close(self) -> None:
         """Close the idle connections; the next call opens a new one."""

@@ -77,6 +77,8 @@ class Endpoint:
         # What is published reaches who listens at the same node, and no other: known once a
         # node was connected to.
         self.sharded = False
+        # The node of a cluster that was connected to last.
+        self.node: Address | None = None
         # Of a cluster; elsewhere it means nothing.
         self._slot = 0
         # Whether it is to be asked still if outcomes are heard there.
@@ -251,6 +253,7 @@ class Endpoint:
         if self._switches is not None:
             self._switches.watch(connection, _address(connection))
         version = hello.get(b"version", b"").split(b".")[0]
+        self.node = address
         self.sharded = self.clustered and version.isdigit() and int(version) >= _SHARDED_SINCE
 
     def _find(self, guide: Guide) -> Address:

@@ -28,6 +28,9 @@ class Wire(Protocol):
     # Send one command; the replies come in the order of the commands.
     async def send(self, arguments: tuple[Any, ...]) -> None: ...
 
+    # Return when the next reply, or the end, begins to arrive, or where that cannot be told.
+    async def heard(self) -> None: ...
+
     # Return the next reply, or raise it, if it is an error.
     async def receive(self) -> Any: ...
 
@@ -62,6 +65,10 @@ class _Direct(asyncio.Protocol):
         if self._transport.is_closing():
             raise self._end or redis.ConnectionError("the connection is closed")
         self._transport.write(pack(arguments))
+
+    async def heard(self) -> None:
+        if not self._replies and self._end is None:
+            await self._arrival()
 
     async def receive(self) -> Any:
         while not self._replies:
@@ -131,6 +138,9 @@ class _Indirect:
         before = cancellations()
         await self.connection.send_command(*arguments, check_health=False)
         obey(before)
+
+    async def heard(self) -> None:
+        pass
 
     async def receive(self) -> Any:
         before = cancellations()

@@ -41,9 +41,9 @@ def follow_sync(
                 if isinstance(step, watch.Settled):
                     yield step.result
                 elif isinstance(step, watch.Run):
-                    reply = app.broker.run(step.command, within=max(left, _LEAST_SECONDS))
+                    reply = app.broker.run(step.command, within=_within(left, step))
                 elif isinstance(step, watch.Ask):
-                    reply = app.broker.call(*step.arguments, within=max(left, _LEAST_SECONDS))
+                    reply = app.broker.call(*step.arguments, within=_within(left, step))
                 elif left > 0:
                     app.waiter.rest(wait, min(step.seconds, left))
                 else:
@@ -68,9 +68,11 @@ async def follow_async(app: TaskQ, results: list[F], timeout: Seconds | None) ->
                 if isinstance(step, watch.Settled):
                     yield step.result
                 elif isinstance(step, watch.Run):
-                    reply = await _in_time(left, app.abroker().run(step.command))
+                    asked = app.abroker().run(step.command)
+                    reply = await _in_time(min(left, step.within), asked)
                 elif isinstance(step, watch.Ask):
-                    reply = await _in_time(left, app.abroker().call(*step.arguments))
+                    asked = app.abroker().call(*step.arguments, within=step.within)
+                    reply = await _in_time(left, asked)
                 elif left > 0:
                     await _rest(wake, min(step.seconds, left))
                 else:
@@ -91,7 +93,7 @@ def _plan(app: TaskQ, results: list[F], wait: Wait, *, once: bool) -> watch.Step
             yield watch.Settled(one)
     rest = [one for one in results if not one.settled]
     if rest:
-        yield from watch.poll(rest) if once else watch.follow(app.waiter, rest, wait)
+        yield from watch.poll(app.waiter, rest) if once else watch.follow(app.waiter, rest, wait)
 
 
 def _next(steps: watch.Steps[F], reply: Any) -> watch.Step[F] | None:
@@ -99,6 +101,10 @@ def _next(steps: watch.Steps[F], reply: Any) -> watch.Step[F] | None:
         return steps.send(reply)
     except StopIteration:
         return None
+
+
+def _within(left: float, step: watch.Ask | watch.Run) -> float:
+    return max(min(left, step.within), _LEAST_SECONDS)
 
 
 async def _in_time(left: float, asked: Awaitable[Any]) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS
+from taskq.broker.guides import Address
 from taskq.broker.line import pack
 from taskq.broker.sockets import SOCKET_TIMEOUT, can_read
 from taskq.errors import BrokerUnavailable
@@ -44,13 +45,23 @@ class Wait:
         self.notify = notify or self.wake.set
         # (channel, outcome) as published. Appended by the reader, taken by the caller.
         self.news: deque[tuple[bytes, bytes]] = deque()
-        # Channels not yet confirmed by Redis. Only touched under the waiter's lock.
-        self.unconfirmed: set[bytes] = set()
+        # Channels not yet confirmed by Redis, by their waiter. Only touched under its lock.
+        self.unconfirmed: dict[Waiter, set[bytes]] = {}
         # Whether confirmations alone are not worth waking for: news are about to come.
         self.lingers = False
         # Set when a connection broke, and once another one listens again: something may have
         # been published in between.
-        self.missed = self.resubscribed = False
+        self.missed = False
+        # Waiters that were not confirmed when records were read: to read then was too soon.
+        self.early: set[Waiter] = set()
+
+    def confirm(self, waiter: Waiter, channel: bytes) -> bool:
+        """Note that a channel is confirmed, or left; return whether all of that waiter's are."""
+        channels = self.unconfirmed.get(waiter, set())
+        channels.discard(channel)
+        if not channels:
+            self.unconfirmed.pop(waiter, None)
+        return not channels
 
 
 class Waiter:
@@ -94,7 +105,7 @@ class Waiter:
                         new.append(channel)
                 waits.append(wait)
                 if channel not in self._confirmed:
-                    wait.unconfirmed.add(channel)
+                    wait.unconfirmed.setdefault(self, set()).add(channel)
             self._send(new)
             if wait.awaited:
                 self._awaited.add(wait)
@@ -107,6 +118,7 @@ class Waiter:
                 waits = self._waits.get(channel, [])
                 if wait in waits:
                     waits.remove(wait)
+                    wait.confirm(self, channel)
                     if not waits:
                         del self._waits[channel]
                         self._stale.add(channel)
@@ -123,6 +135,10 @@ class Waiter:
         """Note that a wait is over."""
         with self._lock:
             self._awaited.discard(wait)
+
+    def node_of(self, base: str) -> Address | None:  # noqa: ARG002
+        """Return the node of a cluster from which news of a queue came last; None: not known."""
+        return self._endpoint.node
 
     def rest(self, wait: Wait, seconds: float) -> None:
         """Block until `wait` is notified, at most so long; read the news if nobody does."""
@@ -230,8 +246,8 @@ class Waiter:
             self._connection = connection
             for channel, waits in self._waits.items():
                 for wait in waits:
-                    wait.unconfirmed.add(channel)
-                    wait.resubscribed = True
+                    wait.unconfirmed.setdefault(self, set()).add(channel)
+                    wait.early.add(self)
             self._stale.clear()
             self._send(list(self._waits))
 
@@ -240,9 +256,10 @@ class Waiter:
             connection, self._connection = self._connection, None
             self._confirmed.clear()
             waits = {id(wait): wait for waits in self._waits.values() for wait in waits}
-        if connection is not None:
-            with contextlib.suppress(*CLIENT_ERRORS):  # it is broken already
-                connection.disconnect()
+        if connection is None:
+            return  # nobody listened, so nothing more was missed
+        with contextlib.suppress(*CLIENT_ERRORS):  # it is broken already
+            connection.disconnect()
         for wait in waits.values():
             wait.missed = True
             wait.notify()
@@ -269,14 +286,13 @@ class Waiter:
             waits = list(self._waits.get(channel, ()))
             if waits:
                 self._confirmed.add(channel)
-            for wait in waits:
-                wait.unconfirmed.discard(channel)
-        for wait in waits:
-            if not wait.unconfirmed:
-                # To read before was too soon: the publish can have come after that.
-                wait.missed, wait.resubscribed = wait.missed or wait.resubscribed, False
-                if not wait.lingers:
-                    wait.notify()
+            heard = [wait for wait in waits if wait.confirm(self, channel)]
+        for wait in heard:
+            if self in wait.early:
+                wait.early.discard(self)
+                wait.missed = True
+            if not wait.lingers:
+                wait.notify()
 
 
 _waiters: weakref.WeakSet[Waiter] = weakref.WeakSet()

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from taskq.broker.cluster import base_of
 from taskq.broker.connection import Endpoint
+from taskq.broker.guides import Address
 from taskq.client.waiter import Wait, Waiter
 
 
@@ -48,6 +49,10 @@ class Waiters(Waiter):
             joined = self._joined.pop(wait, [])
         for waiter in joined:
             waiter.leave(wait)
+
+    def node_of(self, base: str) -> Address | None:
+        """Return the node of a queue, once its waiter was connected to it."""
+        return self._of(base).node_of(base)
 
     def rest(self, wait: Wait, seconds: float) -> None:
         """Block until `wait` is notified, at most so long."""

@@ -15,6 +15,7 @@ import msgspec
 
 from taskq.broker import commands, keys, queries, records
 from taskq.broker.commands import Command
+from taskq.client.unread import Unread
 from taskq.client.waiter import Wait, Waiter
 from taskq.errors import BrokerUnavailable
 from taskq.model import clock
@@ -59,12 +60,15 @@ class Ask(msgspec.Struct, frozen=True):
     """Send a command; the reply is wanted back, or the error where Redis is away."""
 
     arguments: tuple[Any, ...]
+    # For so many seconds it is waited for that a reply begins.
+    within: float
 
 
 class Run(msgspec.Struct, frozen=True):
     """Run a script call; as `Ask`."""
 
     command: Command[Any]
+    within: float
 
 
 class Pause(msgspec.Struct, frozen=True):
@@ -86,8 +90,9 @@ Steps: TypeAlias = Generator[Step[F], Any, None]
 class _Window(Generic[F]):
     """The results followed at the moment, by channel; two handles may share one."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiter: Waiter) -> None:
         self.open: dict[bytes, list[F]] = {}
+        self.unread = Unread(waiter.node_of)
         # Wall time in ms after which a message cannot start any more.
         self.expiries: dict[bytes, int] = {}
 
@@ -112,32 +117,33 @@ def channel_of(result: Followed) -> bytes:
 
 
 def follow(waiter: Waiter, results: Iterable[F], wait: Wait) -> Steps[F]:
-    """Settle each result once, as outcomes come; the order is theirs."""
-    rest, window = deque(results), _Window[F]()
+    """Settle each result once, as outcomes come; the order is theirs.
+
+    What is known is handed out before anything is asked, and one queue is asked at a time.
+    """
+    rest, window = deque(results), _Window[F](waiter)
     patience = clock.monotonic() + PATIENCE_SECONDS
     reread_at = clock.monotonic() + REREAD_SECONDS
     try:
         while rest or window.open:
             unread = _refill(rest, window)
             if unread:
+                window.unread.add_new(unread)
                 wait.lingers = _sent_just_now(window.open[unread[0]][0])
+                late = set(wait.unconfirmed)
                 waiter.subscribe(unread, wait)
                 yield from _linger(wait)
-                while wait.unconfirmed:
-                    # Redis may be away: then the reads below say so, or wait for it.
-                    yield Pause(0.5)
-                    if clock.monotonic() > reread_at:
-                        break
+                yield from _confirmed(window, wait, late, reread_at)
             if wait.missed or clock.monotonic() > reread_at:
                 wait.missed = False
                 reread_at = clock.monotonic() + REREAD_SECONDS
-                unread = list(window.open)
-            settled = yield from _news(window, wait)
-            settled += yield from _read(window, unread)
-            waiter.unsubscribe({channel_of(result) for result in settled}, wait)
-            for result in settled:
-                yield Settled(result)
-            if settled or (rest and len(window.open) < WINDOW):
+                window.unread.begin_round(window.open)
+            settled = _news(window, wait)
+            yield from _hand_out(settled, waiter, wait)
+            if window.unread:
+                settled += (read := (yield from _read(window)))
+                yield from _hand_out(read, waiter, wait)
+            if settled or window.unread or (rest and len(window.open) < WINDOW):
                 continue
             if clock.monotonic() > patience:
                 patience = float("inf")
@@ -150,13 +156,32 @@ def follow(waiter: Waiter, results: Iterable[F], wait: Wait) -> Steps[F]:
         waiter.leave(wait)
 
 
-def poll(results: Iterable[F]) -> Steps[F]:
+def poll(waiter: Waiter, results: Iterable[F]) -> Steps[F]:
     """Settle what is over already; wait for nothing."""
-    rest, window = deque(results), _Window[F]()
+    rest, window = deque(results), _Window[F](waiter)
     while rest:
-        for result in (yield from _read(window, _refill(rest, window))):
-            yield Settled(result)
+        window.unread.add_new(_refill(rest, window))
+        while window.unread:
+            for result in (yield from _read(window)):
+                yield Settled(result)
         window.open.clear()
+
+
+def _confirmed(window: _Window[F], wait: Wait, late: set[Waiter], until: float) -> Steps[F]:
+    """Pause until subscriptions are confirmed, but of who was late before; not too long."""
+    began = clock.monotonic()
+    while set(wait.unconfirmed) - late:
+        # Redis may be away: then the reads that follow say so, or wait for it.
+        yield Pause(0.5)
+        if clock.monotonic() > min(until, began + window.unread.within):
+            break
+    wait.early.update(wait.unconfirmed)
+
+
+def _hand_out(settled: list[F], waiter: Waiter, wait: Wait) -> Steps[F]:
+    waiter.unsubscribe({channel_of(result) for result in settled}, wait)
+    for result in settled:
+        yield Settled(result)
 
 
 def _refill(rest: deque[F], window: _Window[F]) -> list[bytes]:
@@ -170,36 +195,32 @@ def _refill(rest: deque[F], window: _Window[F]) -> list[bytes]:
     return added
 
 
-def _read(window: _Window[F], channels: list[bytes]) -> Generator[Step[F], Any, list[F]]:
-    """Read the records behind these channels, one command for each queue."""
-    queues: dict[str, list[bytes]] = {}
-    for channel in channels:
-        if channel in window.open:
-            queues.setdefault(window.open[channel][0].place, []).append(channel)
+def _read(window: _Window[F]) -> Generator[Step[F], Any, list[F]]:
+    """Read the records of the next queue."""
+    base, channels = window.unread.take()
+    group = [channel for channel in channels if channel in window.open]
+    if not group:
+        return []
+    firsts = [window.open[channel][0] for channel in group]
+    names = [keys.record(one.app_name, one.place, one.wire_id) for one in firsts]
+    replies = yield Ask(("MGET", *names), window.unread.within)
+    answered = not isinstance(replies, BrokerUnavailable)
+    window.unread.note(base, answered=answered)
     settled: list[F] = []
-    for group in queues.values():
-        firsts = [window.open[channel][0] for channel in group]
-        names = [keys.record(one.app_name, one.place, one.wire_id) for one in firsts]
-        replies = yield Ask(("MGET", *names))
-        if isinstance(replies, BrokerUnavailable):
-            continue
-        for channel, raw in zip(group, replies, strict=True):
-            settled += window.settle(channel, raw)
+    for channel, raw in zip(group, replies if answered else (), strict=answered):
+        settled += window.settle(channel, raw)
     return settled
 
 
-def _news(window: _Window[F], wait: Wait) -> Generator[Step[F], Any, list[F]]:
+def _news(window: _Window[F], wait: Wait) -> list[F]:
     """Take what was published; large outcomes must still be read."""
     settled: list[F] = []
-    large: list[bytes] = []
     while wait.news:
         channel, payload = wait.news.popleft()
         if len(payload) == 1:
-            large.append(channel)
+            window.unread.add([channel])
         else:
             settled += window.settle(channel, payload)
-    if large:
-        settled += yield from _read(window, large)
     return settled
 
 
@@ -210,7 +231,10 @@ def _expire(window: _Window[F]) -> Steps[F]:
         if expires <= now and channel in window.open:
             del window.expiries[channel]
             one = window.open[channel][0]
-            yield Run(commands.expire(keys.base(one.app_name, one.place), one.wire_id))
+            command = commands.expire(keys.base(one.app_name, one.place), one.wire_id)
+            reply = yield Run(command, window.unread.within)
+            if isinstance(reply, BrokerUnavailable):
+                return  # news first
 
 
 def _complain(window: _Window[F]) -> Steps[F]:
@@ -220,7 +244,9 @@ def _complain(window: _Window[F]) -> Steps[F]:
         queue = keys.queue_of(place)
         if (app, queue) in told:
             continue  # of another partition
-        survey = yield Run(queries.survey(keys.base(app, place), queue))
+        survey = yield Run(queries.survey(keys.base(app, place), queue), window.unread.within)
+        if isinstance(survey, BrokerUnavailable):
+            return
         if isinstance(survey, queries.Survey) and not survey.workers:
             told.add((app, queue))
             hint = "" if queue == "default" else f" -Q {queue}"

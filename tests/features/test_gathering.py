@@ -12,6 +12,8 @@ import pytest
 
 import taskq
 from taskq import ResultTimeout, TaskQ, as_completed
+from taskq.broker.connection import Endpoint
+from taskq.client.waiter import Wait, Waiter
 from taskq.testing import running_worker
 from tests.servers import Server
 
@@ -142,6 +144,19 @@ def test_results_of_several_apps_are_refused_and_not_waited_for_in_the_wrong_pla
     other: TaskQ = new_app()
     with pytest.raises(ValueError, match="one app"):
         taskq.gather([shop.square.delay(5), other.send_task("nobody")], timeout=5)
+
+
+def test_what_one_node_confirms_is_read_again_though_another_is_away(server: Server) -> None:
+    wait = Wait()
+    there, away = (Waiter(Endpoint(server.url)) for _ in range(2))
+    for one in (there, away):
+        one.subscribe([b"done"], wait)
+    there.rest(wait, 20)
+    assert (wait.missed, list(wait.unconfirmed)) == (True, [away])
+    away.rest(wait, 20)
+    assert not wait.unconfirmed
+    for one in (there, away):
+        one.close()
 
 
 def test_ten_thousand_results_share_one_connection(new_redis_app: Any, server: Server) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
 import secrets
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -29,6 +32,7 @@ from taskq import (
 )
 from taskq.broker import keys
 from taskq.client import watch
+from taskq.client.unread import Unread
 from taskq.model import queues
 from taskq.testing import running_worker
 from tests.eventually import until
@@ -269,6 +273,142 @@ class TestOnACluster:
         assert [one.args for one in raised.value.unsent] == [(refuses,), (stands,)]
         assert raised.value.id == raised.value.unsent[1].options.id
         app.close()
+
+
+@pytest.mark.slow
+class TestOnANodeThatIsAway:
+    @pytest.mark.parametrize("awaits", [False, True])
+    @pytest.mark.parametrize(("falls", "rises"), [("kill", "start"), ("pause", "resume")])
+    def test_outcomes_hold_back_none_of_the_other_nodes(
+        self, monkeypatch: pytest.MonkeyPatch, falls: str, rises: str, *, awaits: bool
+    ) -> None:
+        monkeypatch.setattr(watch, "REREAD_SECONDS", 0.2)
+        name, queue = f"t{secrets.token_hex(6)}", Queue("mail", partitions=12)
+        with Cluster() as cluster:
+            app = TaskQ(name, url=cluster.url, secret=SECRET, queues=[queue])
+            sent = declare(app).square.map(range(24))
+            nodes = {one.place: cluster.owner(keys.base(name, one.place)) for one in sent}
+            away = max(nodes.values(), key=list(nodes.values()).count)
+            there = [one for one in sent if nodes[one.place] is not away]
+            getattr(away, falls)()
+            try:
+                for one in there[::2]:
+                    one.cancel()
+                told = Told(twin_of(app, queue), sent, awaits=awaits)
+                until(lambda: len(told.ids) == len(there[::2]), 30)
+                for one in there[1::2]:
+                    one.cancel()
+                    until(functools.partial(told.has, one), 30)
+            finally:
+                getattr(away, rises)()
+            cluster.settle()
+            for one in sent:
+                until(one.cancel, 60)
+            told.thread.join(60)
+            assert sorted(told.ids) == sorted(one.id for one in sent)
+            app.close()
+
+    @pytest.mark.parametrize("awaits", [False, True])
+    def test_a_timeout_holds(self, *, awaits: bool) -> None:
+        name, queue = f"t{secrets.token_hex(6)}", Queue("mail", partitions=60)
+        with Cluster() as cluster:
+            app = TaskQ(name, url=cluster.url, secret=SECRET, queues=[queue])
+            sent = declare(app).square.map(range(60))
+            cluster.owner(keys.base(name, sent[0].place)).kill()
+            began = time.monotonic()
+            told = Told(app, sent, awaits=awaits, timeout=5)
+            told.thread.join(60)
+            assert isinstance(told.error, ResultTimeout)
+            # Half a second for each partition of that node would be more.
+            assert time.monotonic() - began < 12
+            app.close()
+
+
+class Told:
+    """What a thread is told of results that it waits for, as they end."""
+
+    def __init__(self, app: TaskQ, sent: list[Any], *, awaits: bool, timeout: float = 120) -> None:
+        self.ids: list[str] = []
+        self.error: Exception | None = None
+        self._app = app
+        self._results = taskq.as_completed([app.result(one.id) for one in sent], timeout=timeout)
+        self.thread = threading.Thread(target=self._wait, args=[awaits], daemon=True)
+        self.thread.start()
+
+    def has(self, result: Any) -> bool:
+        return result.id in self.ids
+
+    def _wait(self, awaits: bool) -> None:  # noqa: FBT001
+        try:
+            if awaits:
+                asyncio.run(self._await())
+            else:
+                self.ids.extend(one.id for one in self._results)
+        except Exception as error:  # noqa: BLE001
+            self.error = error
+        self._app.close()
+
+    async def _await(self) -> None:
+        try:
+            async for one in self._results:
+                self.ids.append(one.id)
+        finally:
+            await self._app.abroker().close()
+
+
+class TestUnread:
+    BASES = ("tq:{app:a}:", "tq:{app:b}:", "tq:{app:c}:", "tq:{app:d}:")
+    CHANNELS = tuple(f"{base}done:1".encode() for base in BASES)
+
+    @pytest.fixture
+    def unread(self) -> Unread:
+        """Return what is to be read of four queues, on two nodes."""
+        unread = Unread({base: base in self.BASES[2:] for base in self.BASES}.__getitem__)
+        unread.begin_round(self.CHANNELS)
+        return unread
+
+    def asked(self, unread: Unread, *away: str) -> str:
+        """Ask until nothing is left; return which queues were asked."""
+        order = ""
+        while unread:
+            base, channels = unread.take()
+            assert channels == [f"{base}done:1".encode()]
+            unread.note(base, answered=base[8] not in away)
+            order += base[8]
+        return order
+
+    def test_each_queue_is_asked_in_turn(self, unread: Unread) -> None:
+        assert self.asked(unread) == "abcd"
+
+    def test_a_node_that_does_not_answer_is_asked_once_and_last_in_the_next_round(
+        self, unread: Unread
+    ) -> None:
+        for order in ("acd", "cdb", "cda", "cdb"):
+            assert self.asked(unread, "a", "b") == order
+            unread.begin_round(self.CHANNELS)
+        assert self.asked(unread) == "cdab"
+
+    def test_what_is_new_is_left_to_the_next_round_where_nobody_answered(
+        self, unread: Unread
+    ) -> None:
+        self.asked(unread, "a", "b")
+        unread.add_new(self.CHANNELS)
+        assert self.asked(unread) == "cd"
+        unread.begin_round(self.CHANNELS)
+        assert self.asked(unread) == "cdba"
+
+    def test_who_was_not_asked_in_one_round_comes_first_in_the_next(self, unread: Unread) -> None:
+        self.asked(unread, "a", "b")
+        for order in ("cd", "ba", "cd"):
+            unread.begin_round(self.CHANNELS)
+            assert "".join(unread.take()[0][8] for _ in range(2)) == order
+
+    def test_who_is_on_the_only_node_may_take_its_time(self, unread: Unread) -> None:
+        assert unread.within < 1
+        together = Unread(lambda _: None)
+        assert together.within == float("inf")
+        together.begin_round(self.CHANNELS)
+        assert together.within == float("inf")
 
 
 class TestAddress:
