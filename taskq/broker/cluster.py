@@ -26,7 +26,7 @@ from taskq.model import clock
 T = TypeVar("T")
 
 # So long a node may take to be connected to, however little time is left.
-_CONNECT_SECONDS = 2.0
+_CONNECT_SECONDS = 1.0
 
 
 class NodeLine(Line):

@@ -12,8 +12,9 @@ from typing import Any
 
 from taskq.broker.cluster import base_of
 
-# So long a queue may take to answer where others are waited for on other nodes.
-SHORT_SECONDS = 0.5
+# So long a queue may take to answer where others are waited for on other nodes: what it takes to
+# connect to one that is far away.
+SHORT_SECONDS = 1.0
 
 
 class Unread:

@@ -32,7 +32,7 @@ from taskq import (
 )
 from taskq.broker import keys
 from taskq.client import watch
-from taskq.client.unread import Unread
+from taskq.client.unread import SHORT_SECONDS, Unread
 from taskq.model import queues
 from taskq.testing import running_worker
 from tests.eventually import until
@@ -319,7 +319,7 @@ class TestOnANodeThatIsAway:
             told = Told(app, sent, awaits=awaits, timeout=5)
             told.thread.join(60)
             assert isinstance(told.error, ResultTimeout)
-            # Half a second for each partition of that node would be more.
+            # A second for each partition of that node would be more.
             assert time.monotonic() - began < 12
             app.close()
 
@@ -404,7 +404,7 @@ class TestUnread:
             assert "".join(unread.take()[0][8] for _ in range(2)) == order
 
     def test_who_is_on_the_only_node_may_take_its_time(self, unread: Unread) -> None:
-        assert unread.within < 1
+        assert unread.within == SHORT_SECONDS
         together = Unread(lambda _: None)
         assert together.within == float("inf")
         together.begin_round(self.CHANNELS)
