@@ -40,6 +40,8 @@ BEHIND_OTHERS = math.inf
 _NO_PLACE = object()
 # How many replicas have it is told when time is up: so much longer that is waited for.
 _COUNT_SECONDS = 1.0
+# Who has waited until the end has so much left at most: the system's clock is coarse.
+_TOO_LITTLE_SECONDS = 0.005
 
 
 # Of a broker: `_line`, `_lasting_line`.
@@ -171,7 +173,7 @@ class Broker:
         interrupted = isinstance(first, Interrupted)
         latest = began + min(self._deadline, within)
         left = latest - clock.monotonic()
-        if left <= 0:
+        if left <= _TOO_LITTLE_SECONDS:
             raise first
 
         def once() -> T:
