@@ -253,7 +253,7 @@ class Endpoint:
         if self._switches is not None:
             self._switches.watch(connection, _address(connection))
         version = hello.get(b"version", b"").split(b".")[0]
-        self.node = address
+        self.node = _address(connection) if self.clustered else None
         self.sharded = self.clustered and version.isdigit() and int(version) >= _SHARDED_SINCE
 
     def _find(self, guide: Guide) -> Address:
