@@ -158,6 +158,8 @@ class AsyncBroker:
         self._stream_places = asyncio.BoundedSemaphore(MOST_STREAMS)
         # A monotonic instant: when Redis answered somebody last.
         self._served_at = -math.inf
+        # Begun with the first connection; see `_close_with_loop`.
+        self._farewell: AsyncGenerator[None, None] | None = None
 
     async def run(self, command: Command[T], *, within: float = math.inf) -> T:
         """Run one script call; what broke on the way is tried again until the deadline.
@@ -304,7 +306,7 @@ class AsyncBroker:
     async def _line(self, latest: float) -> AsyncGenerator[AsyncLine, None]:
         """Lend a line, which is waited for until `latest`, or while others get theirs."""
         await self._take(self._places, latest)
-        line = self._idle.pop() if self._idle else self.make_line(self.endpoint)
+        line = self._idle.pop() if self._idle else await self._new_line()
         try:
             yield line
             self._served_at = clock.monotonic()
@@ -317,6 +319,19 @@ class AsyncBroker:
         finally:
             self._idle.append(line)
             self._places.release()
+
+    async def _new_line(self) -> AsyncLine:
+        if self._farewell is None:
+            self._farewell = self._close_with_loop()
+            await anext(self._farewell)
+        return self.make_line(self.endpoint)
+
+    async def _close_with_loop(self) -> AsyncGenerator[None, None]:
+        """Close the connections where nobody did: `asyncio.run` ends generators last of all."""
+        try:
+            yield
+        finally:
+            await self.close()
 
     async def _take(self, places: asyncio.BoundedSemaphore, latest: float) -> None:
         if not places.locked():

@@ -42,7 +42,11 @@ class NodeLine(Line):
     def begin(self, command: Command[T], ahead: Words = ()) -> None:
         """Send a script call; see `Line.begin`."""
         self.connect()
-        super().begin(command.publishing(self.endpoint.publish), ahead)
+        super().begin(command, ahead)
+
+    def local(self, command: Command[T]) -> Command[T]:
+        """Return a script call as it is to be sent on this line; see `Line.local`."""
+        return command.publishing(self.endpoint.publish)
 
     def finish(self, command: Command[T]) -> T:
         """Return what the only call begun was answered; see `Line.finish`, and `send`."""
@@ -54,7 +58,7 @@ class NodeLine(Line):
 
     def load(self, command: Command[T]) -> T:
         """Run a script call by the script's text; see `Line.load`."""
-        return super().load(command.publishing(self.endpoint.publish))
+        return super().load(self.local(command))
 
     def _connect(self) -> Any:
         left = max(self.until - clock.monotonic(), _CONNECT_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -54,6 +55,10 @@ class Stream(Generic[T]):
         """Note that the first that was sent has its reply."""
         self.sent.popleft()
         self.began = clock.monotonic()
+
+
+def _words_of(command: Command[Any]) -> Words:
+    return "EVALSHA", command.script.sha, 1, command.base, *command.arguments
 
 
 class Line:
@@ -148,8 +153,28 @@ class Line:
 
         `ahead`: as in `send`.
         """
-        words = command.script.sha, 1, command.base, *command.arguments
-        self.send("EVALSHA", *words, ahead=ahead)
+        self.send(*_words_of(self.local(command)), ahead=ahead)
+
+    def interject(self, call: Callable[[], Command[Any] | None]) -> bool:
+        """Send the script call that `call` returns while another thread waits for a reply.
+
+        Return whether it was sent. It is not asked for where the line is closed, or of TLS: such a
+        socket is of one thread at a time.
+        """
+        sock = getattr(self._connection, "_sock", None)
+        if type(sock) is not socket.socket or (command := call()) is None:
+            return False
+        try:
+            sock.sendall(pack(_words_of(self.local(command))))
+        except OSError:
+            # Perhaps half of it: nothing may follow. Who waits hears of the end.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        return True
+
+    def local(self, command: Command[T]) -> Command[T]:
+        """Return a script call as it is to be sent on this line."""
+        return command
 
     def end(self, command: Command[T]) -> T:
         """Return what the first call begun and not ended was answered."""

@@ -37,45 +37,65 @@ class Wire(Protocol):
 
 def take_over(connection: Any) -> Wire:
     """Return the wire of an open connection, which nobody else may use from now on."""
-    writer, parser = getattr(connection, "_writer", None), getattr(connection, "_parser", None)
-    if isinstance(writer, asyncio.StreamWriter) and hasattr(parser, "parse_error"):
-        return _Direct(connection, writer.transport)
+    writer = getattr(connection, "_writer", None)
+    # What is said in a reply that is an error → an error of the client's classes.
+    classed = getattr(getattr(connection, "_parser", None), "parse_error", None)
+    if isinstance(writer, asyncio.StreamWriter) and classed:
+        return _Direct(connection, writer.transport, classed)
     return _Indirect(connection)
 
 
-class _Direct(asyncio.Protocol):
+class _Direct:
     """It reads and writes itself."""
 
-    def __init__(self, connection: Any, transport: asyncio.WriteTransport) -> None:
+    def __init__(self, connection: Any, transport: asyncio.WriteTransport, classed: Any) -> None:
         self.connection, self._transport = connection, transport
-        # Errors are of the client's classes.
-        error: Any = connection._parser.parse_error  # noqa: SLF001
-        self._reader: Any = hiredis.Reader(replyError=error, notEnoughData=_INCOMPLETE)
-        self._limit: float | None = connection.socket_timeout
-        self._loop = asyncio.get_running_loop()
-        self._replies: deque[Any] = deque()
-        self._waiting: asyncio.Future[None] | None = None
-        # Since when, by the loop's clock; and when it is looked whether that is too long.
-        self._since = 0.0
-        self._look: asyncio.TimerHandle | None = None
-        self._end: Exception | None = None
-        transport.set_protocol(self)
+        # The loop has it, and it does not have the connection: that ends with who drops it.
+        self._replies = _Replies(transport, connection.socket_timeout, classed)
 
     async def send(self, arguments: tuple[Any, ...]) -> None:
         if self._transport.is_closing():
-            raise self._end or redis.ConnectionError("the connection is closed")
+            raise self._replies.end or redis.ConnectionError("the connection is closed")
         self._transport.write(pack(arguments))
 
     async def heard(self) -> None:
-        if not self._replies and self._end is None:
-            await self._arrival()
+        await self._replies.begun()
 
     async def receive(self) -> Any:
-        while not self._replies:
-            if self._end is not None:
-                raise self._end
+        return await self._replies.next()
+
+
+class _Replies(asyncio.Protocol):
+    """What comes by a transport, which this takes over."""
+
+    def __init__(
+        self, transport: asyncio.WriteTransport, limit: float | None, classed: Any
+    ) -> None:
+        self._reader: Any = hiredis.Reader(replyError=classed, notEnoughData=_INCOMPLETE)
+        self._transport, self._limit = transport, limit
+        self._loop = asyncio.get_running_loop()
+        self._whole: deque[Any] = deque()
+        self._waiting: asyncio.Future[None] | None = None
+        # Since when, by the loop's clock; and when it is looked whether that is too long, and how
+        # much was to be sent still at the last look.
+        self._since, self._unsent = 0.0, 0
+        self._look: asyncio.TimerHandle | None = None
+        # Why nothing more will come.
+        self.end: Exception | None = None
+        transport.set_protocol(self)
+
+    async def begun(self) -> None:
+        """Return when a reply, or the end, begins to arrive."""
+        if not self._whole and self.end is None:
             await self._arrival()
-        reply = self._replies.popleft()
+
+    async def next(self) -> Any:
+        """Return the next reply, or raise it, if it is an error."""
+        while not self._whole:
+            if self.end is not None:
+                raise self.end
+            await self._arrival()
+        reply = self._whole.popleft()
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -97,6 +117,9 @@ class _Direct(asyncio.Protocol):
         self._look = None
         if self._waiting is None or self._waiting.done():
             return
+        before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        if self._unsent != before:
+            self._since = self._loop.time()  # it is still on its way, and gets on
         left = self._since + limit - self._loop.time()
         if left > 0:
             self._look = self._loop.call_later(left, self._look_at_limit, limit)
@@ -108,7 +131,7 @@ class _Direct(asyncio.Protocol):
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not _INCOMPLETE:
-                self._replies.append(reply)
+                self._whole.append(reply)
         except hiredis.ProtocolError as error:
             self._finish(redis.InvalidResponse(str(error)))
         self._wake()
@@ -120,7 +143,7 @@ class _Direct(asyncio.Protocol):
             self._look.cancel()
 
     def _finish(self, error: Exception) -> None:
-        self._end = self._end or error
+        self.end = self.end or error
         self._wake()
 
     def _wake(self) -> None:

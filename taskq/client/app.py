@@ -291,6 +291,9 @@ class TaskQ:
         loop = asyncio.get_running_loop()
         broker = self._abrokers.get(loop)
         if broker is None:
+            # What is left of a driver may refer to its loop, so that nothing else would drop it.
+            for ended in [one for one in list(self._abrokers) if one.is_closed()]:
+                del self._abrokers[ended]
             broker = open_abroker(self.access.endpoint, self.config.enqueue_deadline)
             self._abrokers[loop] = broker
         return broker

@@ -217,11 +217,8 @@ class Post:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            if self._blocked and not self._claims and (claim := claimer.reserve()) is not None:
-                self._claims = True
-                self._line.begin(claim)
-        except BrokerError as error:
-            log.debug("the bell: %s", error)  # its listener hears of it
+            if self._blocked and not self._claims:
+                self._claims = self._line.interject(claimer.reserve)
         finally:
             self._lock.release()
 

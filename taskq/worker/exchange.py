@@ -17,7 +17,7 @@ from taskq.broker.claims import Exchanged, Finish, Room
 from taskq.broker.cluster import Lines
 from taskq.broker.commands import Command
 from taskq.broker.line import Line
-from taskq.errors import BrokerError
+from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 from taskq.worker.board import Board
 from taskq.worker.books import Books, Slots
@@ -138,7 +138,7 @@ class Exchange:
                     reach.back_off(error)
             finally:
                 self._lock.release()
-            self.after_turn()
+            self._tell()
 
     def reserve(self) -> Command[Exchanged] | None:
         """Return a claim to be carried out when a bell rings; `redeem` takes the reply.
@@ -169,20 +169,19 @@ class Exchange:
         """
         with self._lock:
             port, self._reserved = self._reserved, None
-            if port is None:
-                line.receive()
+            if port is None or self._closed:
+                _pass_over(line)
                 return False
             answer = port.end(line)
             self.turned_at = self.reached_at = port.asked_at = clock.monotonic()
             self._heed(port, answer)
             self._unpack()
-        self.after_turn()
+        self._tell()
         return answer is not None
 
     def flush(self) -> None:
         """Send all ends of attempts, and give the rest back uncounted."""
         with self._lock:
-            self._reserved = None
             for reach in self._reaches.values():
                 # Once more, whatever was before.
                 reach.retry_at = 0.0
@@ -191,7 +190,7 @@ class Exchange:
             self._give_back(self._books.held)
             while len(self._outbox) or any(self._sendable(port) for port in self.ports):
                 self._turn()
-            if any(port.unsent for port in self.ports):
+            if any(map(self._unsent, self.ports)):
                 log.warning("what is unfinished is left to the end of its lease")
 
     def leave(self) -> None:
@@ -213,8 +212,7 @@ class Exchange:
     @property
     def holding(self) -> int:
         """How many messages are claimed and not ended, or ended and not sent."""
-        unsent = sum(port.unsent for port in self.ports if port is not self._reserved)
-        return len(self._books.held) + self._books.coming + unsent
+        return len(self._books.held) + self._books.coming + sum(map(self._unsent, self.ports))
 
     def open_kinds(self) -> str:
         """Return the kinds of slot with room: what the bell should listen for."""
@@ -251,15 +249,24 @@ class Exchange:
         if self._asked or self._outbox.since is not None:
             return True
         return any(
-            (port.unsent and port is not self._reserved)
-            or port.reach.retry_at
-            or port.due_at <= now
+            self._unsent(port) or port.reach.retry_at or port.due_at <= now
             for port in self.ports
             if not port.reach.away(now)
         )
 
     def _sendable(self, port: Port) -> bool:
-        return bool(port.unsent and not port.reach.retry_at)
+        return bool(self._unsent(port) and not port.reach.retry_at)
+
+    def _tell(self) -> None:
+        """Say that a turn was taken; a defect there must not end a slot or the tender."""
+        try:
+            self.after_turn()
+        except Exception:
+            log.exception("what follows a turn failed")
+
+    def _unsent(self, port: Port) -> int:
+        """Return how many ends wait to be sent; a reserved claim carries none."""
+        return port.unsent - (port is self._reserved)
 
     def _turn(self) -> None:
         """Send what ended to each queue concerned, and claim what there is room for."""
@@ -437,3 +444,13 @@ class Exchange:
             log.warning("an outcome of %s came too late: another claim has the message", name)
         elif finish.kind == "y" and self.retrying is not None:
             self.retrying.add(finish.field[:32])
+
+
+def _pass_over(line: Line) -> None:
+    """Receive a reply that says nothing new, be it an error."""
+    try:
+        line.receive()
+    except BrokerUnavailable:
+        raise
+    except BrokerError as error:
+        log.debug("a claim that was void was refused: %s", error)

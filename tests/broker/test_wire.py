@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from taskq.broker.aio import AsyncBroker
 from taskq.broker.connection import Endpoint
 from taskq.broker.wire import Wire, take_over
 from taskq.model import clock
@@ -39,6 +42,10 @@ def tell(story: Story) -> None:
             server.close()
 
     asyncio.run(run())
+
+
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 async def heard(wire: Wire, *arguments: Any) -> Any:
@@ -145,3 +152,32 @@ def test_a_wait_that_is_cancelled_ends_at_once() -> None:
             await waiting
 
     tell(story)
+
+
+def test_the_limit_does_not_count_while_what_is_sent_gets_on() -> None:
+    async def story(wire: Wire, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def take_slowly() -> None:
+            began = clock.monotonic()
+            while clock.monotonic() - began < 3 * LIMIT:
+                await reader.read(1 << 16)
+                await asyncio.to_thread(let_pass, 0.002)
+            writer.write(b"+taken\r\n")  # it need not be all
+
+        taking = asyncio.ensure_future(take_slowly())
+        assert await heard(wire, "ECHO", b"x" * 50_000_000) == b"taken"
+        await taking
+
+    tell(story)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_driver_that_is_dropped_leaves_no_socket_open(server: Server) -> None:
+    async def story() -> int:
+        before = open_files()
+        for _ in range(10):
+            assert await AsyncBroker(Endpoint(server.url), 5).call("PING") == b"PONG"
+        gc.collect()
+        await asyncio.sleep(0)
+        return open_files() - before
+
+    assert asyncio.run(story()) < 5

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from taskq import BrokerError, TaskQ
+from taskq.broker.line import Line
 from taskq.testing import running_worker
 from tests.authority import Authority
 from tests.fleets import SERVICE
@@ -140,6 +141,17 @@ def test_whom_a_named_authority_vouches_for_is_served(
         assert add.delay(1, 2).get(timeout=5) == 3
         assert asyncio.run(awaited()) == 7
     assert b"EVALSHA" in door.passed
+
+
+def test_nobody_sends_on_a_line_on_which_another_thread_waits(
+    new_app: Any, door: TLSDoor, authority: Authority
+) -> None:
+    """OpenSSL forbids it; on a plain socket it is done."""
+    app = new_app(url=door.url("localhost", f"?ssl_ca_certs={authority.pem}"))
+    line = Line(app.access.endpoint)
+    line.connect()
+    assert not line.interject(lambda: pytest.fail("it was asked for"))
+    line.close()
 
 
 def test_whom_nobody_vouches_for_hears_nothing(new_app: Any, door: TLSDoor) -> None:

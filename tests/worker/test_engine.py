@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -247,3 +248,41 @@ def test_a_worker_may_serve_one_kind_of_task_only(new_app: Any, slots: dict[str,
         (other,) = both.values()
         let_pass(0.1)
         assert other.status is State.QUEUED
+
+
+def test_a_defect_after_a_turn_ends_no_thread(new_app: Any) -> None:
+    app = new_app()
+
+    @app.task
+    def work() -> str:
+        return "done"
+
+    def fail() -> None:
+        msg = "a defect"
+        raise RuntimeError(msg)
+
+    with running_worker(app, threads=1, coroutines=1) as engine:
+        before = engine.exchange.after_turn
+        engine.exchange.after_turn = fail
+        for _ in range(3):
+            assert work.delay().get(timeout=5) == "done"
+        engine.exchange.after_turn = before
+
+
+def test_an_app_that_is_used_by_many_loops_keeps_nothing_of_those_that_ended(
+    new_app: Any, redis_url: str
+) -> None:
+    app = new_app(url=redis_url)
+
+    @app.task
+    async def work() -> None: ...
+
+    async def call() -> None:
+        await work.adelay()
+
+    asyncio.run(call())
+    before = len(list(Path("/dev/fd").iterdir()))
+    for _ in range(10):
+        asyncio.run(call())
+    gc.collect()
+    assert len(list(Path("/dev/fd").iterdir())) - before < 5

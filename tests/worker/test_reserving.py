@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from collections import Counter
@@ -149,3 +150,32 @@ def test_with_several_queues_the_one_that_rang_is_asked(
             assert result.get(timeout=5) == number
     shop.outside.close()
     assert shop.runs == dict.fromkeys(range(6), 1)
+
+
+def test_one_that_is_void_may_be_refused(
+    shop: Shop, line: Proxy, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = Heard(line)
+    with (
+        caplog.at_level(logging.DEBUG, "taskq.worker"),
+        running_worker(shop.app, threads=1, coroutines=1) as engine,
+    ):
+        until(heard.rests)
+        engine.look()  # a turn makes it void
+        until(heard.rests)
+        with server.client() as client:
+            client.script_flush()
+        assert shop.send(0).get(timeout=5) == 0
+    told = [record.getMessage() for record in caplog.records]
+    assert any("a claim that was void was refused" in one for one in told)
+    assert not any(one.startswith("the bell") for one in told)
+
+
+def test_it_is_nothing_unfinished(new_app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with Server() as server, Proxy(server.port) as line:
+        heard, app = Heard(line), new_app(url=line.url)
+        with running_worker(app, threads=1, coroutines=1):
+            until(heard.rests)
+            server.pause()
+        server.resume()
+    assert "unfinished" not in caplog.text
