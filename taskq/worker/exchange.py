@@ -159,6 +159,8 @@ class Exchange:
             return port.next_call(room)
         finally:
             self._lock.release()
+            # Who ended meanwhile found the lock taken, and left it to whoever had it.
+            self._outbox.hurry()
 
     def redeem(self, line: Line) -> bool:
         """Take the reply to what stood behind the bell's call; return whether it was news.

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from taskq import State, TaskQ
+from taskq.broker.claims import Finish
 from taskq.testing import running_worker
+from taskq.worker.delivery import Done
 from tests.eventually import let_pass, until
 from tests.failure.proxy import Act, Proxy, Request
 from tests.servers import Server
@@ -179,3 +181,29 @@ def test_it_is_nothing_unfinished(new_app: Any, caplog: pytest.LogCaptureFixture
             server.pause()
         server.resume()
     assert "unfinished" not in caplog.text
+
+
+def test_who_ends_while_another_reserves_is_not_forgotten(shop: Shop, line: Proxy) -> None:
+    """Whoever leads looks again when he is done; who reserves goes to listen, for 2.5 s."""
+    heard = Heard(line)
+    with running_worker(shop.app, threads=1, coroutines=1) as engine:
+        exchange, outbox = engine.exchange, engine._outbox
+        room = exchange._room
+
+        def end() -> None:
+            outbox.put(Done(object(), Finish("b", b"")), quiet=True)  # type: ignore[arg-type]
+            exchange.lead()
+
+        def room_while_another_ends(*arguments: Any) -> Any:
+            exchange._room = room  # type: ignore[method-assign]
+            other = threading.Thread(target=end)
+            other.start()
+            other.join()
+            assert len(outbox)  # the exchange was busy
+            return room(*arguments)
+
+        until(heard.rests)
+        let_pass(0.1)  # until the tender sleeps
+        exchange._room = room_while_another_ends  # type: ignore[method-assign]
+        exchange.reserve()
+        until(lambda: not len(outbox), 1)
