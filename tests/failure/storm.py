@@ -240,11 +240,14 @@ class Storm:
         self._scene.note(f"{end} redis", began=began)
 
     def _thaw(self, now: float) -> None:
-        for pid, (until_then, began) in list(self._frozen.items()):
+        for pid, (until_then, _) in list(self._frozen.items()):
             if until_then <= now:
-                del self._frozen[pid]
                 self._signal(pid, signal.SIGCONT)
-                self._scene.note("freeze_child", {pid}, began)
+                self._forget_frozen(pid)
+
+    def _forget_frozen(self, pid: int) -> None:
+        _, began = self._frozen.pop(pid)
+        self._scene.note("freeze_child", {pid}, began)
 
     def _signal(self, pid: int, number: signal.Signals) -> None:
         try:
@@ -281,7 +284,7 @@ class Storm:
     def _replace(self, worker: Running) -> None:
         at = self._workers.index(worker)
         for pid in [pid for pid in self._frozen if not _exists(pid)]:
-            del self._frozen[pid]
+            self._forget_frozen(pid)
         self._workers[at] = self._scene.worker(*self._crew.words)
 
     def _proxy(self) -> Any:
