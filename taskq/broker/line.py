@@ -197,6 +197,11 @@ class Line:
         if self._connection is None:
             self._connect()
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._connection is not None
+
     def close(self) -> None:
         """Drop the connection; the next call opens a new one."""
         connection, self._connection = self._connection, None

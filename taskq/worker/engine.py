@@ -109,7 +109,9 @@ class Engine:
         self._threads = ThreadPool(
             plan.threads, self._executor.run, self._outbox, self.exchange.lead, self._listen
         )
-        self._coroutines = CoroutinePool(plan.coroutines, self._executor.arun, self._outbox)
+        self._coroutines = CoroutinePool(
+            plan.coroutines, self._executor.arun, self._outbox, self._post
+        )
         slots.waiting = self._threads.buffer.__len__
         slots.put_threads = self._threads.put
         slots.put_coroutines = self._coroutines.put
@@ -261,6 +263,12 @@ class Engine:
     def _ended(self, *, prompt: bool) -> None:
         """Let the tender send what ended: in time, or now."""
         self._call_tender(0.0 if prompt else clock.monotonic() + GATHER_SECONDS)
+
+    def _post(self) -> None:
+        """Send what ended, from the event loop; the tender reads the reply, or sees to it all."""
+        if not self.exchange.post():
+            self._outbox.hurry()
+        self._call_tender(0.0)
 
     def _call_tender(self, at: float) -> None:
         """Let the tender look at the latest at this monotonic instant."""

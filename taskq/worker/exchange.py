@@ -128,17 +128,32 @@ class Exchange:
         """
         while self._wanted() and self._lock.acquire(blocking=False):
             try:
-                self._turn()
-            except Exception as error:
-                # A defect in one turn must not make the worker deaf to all that follow.
-                log.exception("a turn failed")
-                for reach in self._reaches.values():
-                    # A reply that was not read would be taken for that to the next call.
-                    reach.line.close()
-                    reach.back_off(error)
+                self._guarded(self._turn)
             finally:
                 self._lock.release()
             self._tell()
+
+    def post(self) -> bool:
+        """Send what ended, and leave the reply to whoever takes the next turn; or send nothing.
+
+        For the event loop of the tasks, which waits for nobody: it is left to others where more
+        than one queue, another thread, a broken line or a great deal is in the way.
+        """
+        if len(self.ports) > 1 or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            (port,) = self.ports
+            if self._closed or self._under_way or port.reach.retry_at or not port.at_ease:
+                return False
+            self._settle(self._outbox.take())
+            if not port.light:
+                return False
+            self.turned_at = clock.monotonic()
+            self._turns += 1
+            self._guarded(lambda: self._visit(port))
+            return not port.reach.retry_at
+        finally:
+            self._lock.release()
 
     def reserve(self) -> Command[Exchanged] | None:
         """Return a claim to be carried out when a bell rings; `redeem` takes the reply.
@@ -255,6 +270,17 @@ class Exchange:
             for port in self.ports
             if not port.reach.away(now)
         )
+
+    def _guarded(self, turn: Callable[[], None]) -> None:
+        """Take a turn: a defect in one must not make the worker deaf to all that follow."""
+        try:
+            turn()
+        except Exception as error:
+            log.exception("a turn failed")
+            for reach in self._reaches.values():
+                # A reply that was not read would be taken for that to the next call.
+                reach.line.close()
+                reach.back_off(error)
 
     def _sendable(self, port: Port) -> bool:
         return bool(self._unsent(port) and not port.reach.retry_at)

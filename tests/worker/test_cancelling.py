@@ -117,7 +117,7 @@ class TestCoroutinePool:
     def test_what_has_not_begun_is_left_to_whoever_begins_it(self, app: Any) -> None:
         """An asyncio task that is cancelled before its first step never says that it ended."""
         executor, outbox = Executor(app, "w", Board(5)), Outbox(lambda *, prompt: None)
-        pool = CoroutinePool(5, executor.arun, outbox)
+        pool = CoroutinePool(5, executor.arun, outbox, outbox.hurry)
         delivery = delivered(app, "anote", "c")
         busy = threading.Event()
         pool.start()

@@ -188,7 +188,7 @@ def test_every_coroutine_starts_and_ends() -> None:
         return done(one)
 
     outbox = Outbox(lambda *, prompt: None)
-    pool = CoroutinePool(100, run, outbox)
+    pool = CoroutinePool(100, run, outbox, outbox.hurry)
     pool.start()
     produce(lambda number: pool.put([delivery(number)]))
     until(lambda: len(outbox) == PRODUCERS * EACH, 20)
@@ -206,7 +206,7 @@ def test_coroutines_that_end_at_once_are_sent_together_and_at_once() -> None:
 
     told: list[bool] = []
     outbox = Outbox(lambda *, prompt: told.append(prompt))
-    pool = CoroutinePool(10, run, outbox)
+    pool = CoroutinePool(10, run, outbox, outbox.hurry)
     gate = asyncio.Event()
     pool.start()
     pool.put([delivery(number) for number in range(5)])
@@ -230,7 +230,7 @@ def test_a_loop_that_stops_cancels_what_runs() -> None:
             told.append("cancelled")
         return done(one)
 
-    pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None))
+    pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None), lambda: None)
     pool.start()
     pool.put([delivery(1), delivery(2)])
     until(lambda: told == ["started"] * 2)
@@ -246,7 +246,7 @@ def test_a_loop_that_a_task_keeps_to_itself_is_not_waited_for() -> None:
         gate.wait(60)  # blocks the loop, as careless tasks do
         return done(one)
 
-    pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None))
+    pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None), lambda: None)
     pool.start()
     pool.put([delivery(1)])
     assert started.wait(20)
@@ -263,7 +263,7 @@ def test_a_loop_that_is_closed_already_can_be_stopped_again(
     async def run(one: Delivery, _slot: Any) -> Done:
         return done(one)
 
-    pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None))
+    pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None), lambda: None)
     close = pool.loop.close
 
     def held() -> None:
@@ -295,7 +295,7 @@ def test_to_stop_twice_does_not_tear_what_is_being_cancelled() -> None:
         told.append("cleaned up")
         return done(one)
 
-    pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None))
+    pool = CoroutinePool(10, run, Outbox(lambda *, prompt: None), lambda: None)
     pool.start()
     pool.put([delivery(1)])
     until(lambda: told == ["started"])

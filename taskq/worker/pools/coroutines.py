@@ -110,6 +110,7 @@ class CoroutinePool:
         size: int,
         run: Callable[[Delivery, LoopSlot], Coroutine[Any, Any, Done]],
         outbox: Outbox,
+        send: Callable[[], None],
     ) -> None:
         self.size = size
         # Claimed and not started. Extended by the exchange, emptied by the loop.
@@ -117,6 +118,10 @@ class CoroutinePool:
         self._run = run
         self._outbox = outbox
         self.loop = asyncio.new_event_loop()
+        # Send what ended, now, without waiting for the reply.
+        self._send = send
+        # Whether that is to be done behind the steps of tasks that are to be taken next.
+        self._sends = False
         # Called when the loop goes on after it was kept; see `kept`.
         self.freed: Callable[[], None] = lambda: None
         # Since when the loop has not come to the messages given to it; None: it has.
@@ -174,17 +179,28 @@ class CoroutinePool:
 
     def _catch_up(self) -> None:
         kept, self._behind_since = self.kept, None
-        self._outbox.hurry()
+        self._send_all()
         if kept:
             self.freed()
 
     async def _one(self, delivery: Delivery, slot: LoopSlot) -> None:
         try:
             done = await self._run(delivery, slot)
-            # Those that end at their first step go to Redis together.
-            self._outbox.put(done, prompt=self._behind_since is None)
+            # Others that are running may keep the loop before it comes to send this.
+            self._outbox.put(done, quiet=len(self._running) == 1 and not self.buffer)
+            # Those that end at their first step go to Redis together, and so do those that were
+            # waiting for the same moment.
+            if not self._sends:
+                self._sends = True
+                if self._behind_since is None:
+                    self.loop.call_soon(self._send_all)
         finally:
             self._running.discard(slot)
+
+    def _send_all(self) -> None:
+        if self._sends:
+            self._sends = False
+            self._send()
 
     def _run_loop(self) -> None:
         try:
