@@ -30,8 +30,16 @@ def can_read(connection: Any, seconds: float) -> bool:
     """Return whether there is something to read, be it the end, within so many seconds.
 
     As the connection's own `can_read`, which asks the system up to four times.
+
+    Raises:
+        ConnectionError: there is no connection any more.
+
     """
     sock = getattr(connection, "_sock", None)
+    if sock is None:
+        # Its own `can_read` would connect anew, and hear nothing: nobody would subscribe there.
+        msg = "the connection was closed"
+        raise ConnectionError(msg)
     reader: Any = getattr(getattr(connection, "_parser", None), "_reader", None)
     if type(sock) is not socket.socket or not hasattr(reader, "has_data"):
         return bool(connection.can_read(timeout=seconds))
