@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from taskq.broker import commands
+from taskq.broker import commands, keys
 from taskq.broker.commands import Outgoing
 from taskq.broker.replication import Unreplicated
 from taskq.client.batch import REFUSED, Batch, check_app, duplicate, uncertain
@@ -35,6 +35,7 @@ def send(app: TaskQ, signature: Signature[T]) -> Result[T]:
     base, replicas, broker = mould.base, mould.replicas, app.broker
     try:
         if one.due is None:
+            _expect(app, mould.place, one)
             verdict = broker.enqueue(base, one, replicas)
         else:
             verdict = broker.run(commands.schedule(base, (one,)).lasting(replicas))
@@ -54,6 +55,7 @@ async def asend(app: TaskQ, signature: Signature[T]) -> Result[T]:
     base, replicas, broker = mould.base, mould.replicas, app.abroker()
     try:
         if one.due is None:
+            _expect(app, mould.place, one)
             verdict = await broker.enqueue(base, one, replicas)
         else:
             verdict = await broker.run(commands.schedule(base, (one,)).lasting(replicas))
@@ -118,6 +120,12 @@ def _new_mould(app: TaskQ, signature: Signature[Any]) -> Mould:
         app.moulds.clear()
     app.moulds[signature.task] = mould
     return mould if isinstance(mould, Mould) else mould.choose()
+
+
+def _expect(app: TaskQ, place: str, one: Outgoing) -> None:
+    """Listen for the outcome before it can come, if this thread will wait for it at once."""
+    if app.waiter.hurried:
+        app.waiter.expect(keys.done(app.name, place, one.message.id).encode())
 
 
 def _accepted(app: TaskQ, place: str, one: Outgoing, verdict: str) -> Result[Any]:

@@ -1,7 +1,8 @@
 """Waiting for outcomes: one pub/sub connection, and any number of callers on it.
 
 Subscribe, then read, then wait; after a reconnect read again, and every few seconds in
-any case. So no outcome is missed, whatever was published while nobody listened.
+any case. So no outcome is missed, whatever was published while nobody listened. Who has waited
+at once for what he sent is taken to do so again: what he sends next is subscribed to before.
 
 Whoever waits blocking reads the connection himself, for all; those who come while
 somebody reads are told by him, and one of them follows him. For those who await a thread
@@ -32,6 +33,8 @@ log = logging.getLogger("taskq.client")
 # How long a reader blocks before it looks whether it should end.
 _READ_SECONDS = 1.0
 _MOST_STALE = 100
+# So many threads are known to wait at once for what they send.
+_MOST_HASTY = 64
 _RECONNECT_SECONDS = (0.05, 1.0)
 
 
@@ -82,6 +85,10 @@ class Waiter:
         self._confirmed: set[bytes] = set()
         # Subscribed channels that nobody waits for: told to Redis with the next that is new.
         self._stale: set[bytes] = set()
+        # Subscribed channels that somebody is about to wait for, and what was published there.
+        self._ahead: dict[bytes, bytes | None] = {}
+        # Threads that wait at once for what they send: the channel that one is to wait for next.
+        self._hasty: dict[int, bytes | None] = {}
         self._connection: Any = None
         # After a broken connection: how long to rest before the next one.
         self._rest = 0.0
@@ -99,7 +106,11 @@ class Waiter:
                 waits = self._waits.get(channel)
                 if waits is None:
                     waits = self._waits[channel] = []
-                    if channel in self._stale:
+                    if channel in self._ahead:
+                        if (payload := self._ahead.pop(channel)) is not None:
+                            wait.news.append((channel, payload))
+                            wait.notify()
+                    elif channel in self._stale:
                         self._stale.discard(channel)
                     else:
                         new.append(channel)
@@ -110,6 +121,44 @@ class Waiter:
             if wait.awaited:
                 self._awaited.add(wait)
                 self._start()
+
+    def hurry(self) -> None:
+        """Note that this thread waits for what it has just sent."""
+        self._hasty.setdefault(threading.get_ident(), None)
+
+    @property
+    def hurried(self) -> bool:
+        """Whether this thread will wait for what it sends next, if it does as it did before."""
+        return threading.get_ident() in self._hasty
+
+    def expect(self, channel: bytes) -> None:
+        """Listen for what this thread is about to send, unless it did not wait the last time."""
+        me = threading.get_ident()
+        last, self._hasty[me] = self._hasty.get(me), channel
+        if last is not None and self.forgo(last):
+            self._hasty.pop(me, None)
+            return
+        if len(self._hasty) > _MOST_HASTY:  # some of them have ended
+            for one in filter(None, list(self._hasty.values())):
+                self.forgo(one)
+            self._hasty.clear()
+        self.listen(channel)
+
+    def listen(self, channel: bytes) -> None:
+        """Listen for an outcome that somebody is about to wait for."""
+        with self._lock:
+            if self._connection is not None:
+                self._ahead[channel] = None
+                self._send([channel])
+
+    def forgo(self, channel: bytes) -> bool:
+        """End what `listen` began; return whether nobody has come to wait."""
+        with self._lock:
+            if channel not in self._ahead:
+                return False
+            del self._ahead[channel]
+            self._stale.add(channel)
+            return True
 
     def unsubscribe(self, channels: Iterable[bytes], wait: Wait) -> None:
         """End what `subscribe` began."""
@@ -255,6 +304,7 @@ class Waiter:
         with self._lock:
             connection, self._connection = self._connection, None
             self._confirmed.clear()
+            self._ahead.clear()
             waits = {id(wait): wait for waits in self._waits.values() for wait in waits}
         if connection is None:
             return  # nobody listened, so nothing more was missed
@@ -271,6 +321,8 @@ class Waiter:
             case [b"message" | b"smessage", channel, payload]:
                 with self._lock:
                     waits = list(self._waits.get(channel, ()))
+                    if channel in self._ahead:
+                        self._ahead[channel] = payload
                 for wait in waits:
                     wait.news.append((channel, payload))
                     wait.notify()
@@ -284,7 +336,8 @@ class Waiter:
     def _confirm(self, channel: bytes) -> None:
         with self._lock:
             waits = list(self._waits.get(channel, ()))
-            if waits:
+            # Also where nobody waits at the moment: somebody may come before it is left.
+            if waits or channel in self._ahead or channel in self._stale:
                 self._confirmed.add(channel)
             heard = [wait for wait in waits if wait.confirm(self, channel)]
         for wait in heard:

@@ -38,6 +38,14 @@ class Waiters(Waiter):
                     joined.append(waiter)
             waiter.subscribe(some, wait)
 
+    def listen(self, channel: bytes) -> None:
+        """Listen for an outcome that somebody is about to wait for."""
+        self._of(base_of(channel)).listen(channel)
+
+    def forgo(self, channel: bytes) -> bool:
+        """End what `listen` began; return whether nobody has come to wait."""
+        return self._of(base_of(channel)).forgo(channel)
+
     def unsubscribe(self, channels: Iterable[bytes], wait: Wait) -> None:
         """End what `subscribe` began."""
         for base, some in _by_queue(channels):

@@ -130,6 +130,8 @@ def follow(waiter: Waiter, results: Iterable[F], wait: Wait) -> Steps[F]:
             if unread:
                 window.unread.add_new(unread)
                 wait.lingers = _sent_just_now(window.open[unread[0]][0])
+                if wait.lingers and len(unread) == 1:
+                    waiter.hurry()
                 late = set(wait.unconfirmed)
                 waiter.subscribe(unread, wait)
                 yield from _linger(wait)
