@@ -16,7 +16,7 @@ from taskq.broker import replication
 from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS, ScriptMissing
-from taskq.broker.sockets import SOCKET_TIMEOUT, can_read
+from taskq.broker.sockets import SOCKET_TIMEOUT, can_read, is_open
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
@@ -200,7 +200,7 @@ class Line:
     @property
     def connected(self) -> bool:
         """Whether there is a connection, as far as is known."""
-        return self._connection is not None
+        return is_open(self._connection)
 
     def close(self) -> None:
         """Drop the connection; the next call opens a new one."""

@@ -26,6 +26,11 @@ def leave_limit_to_system(connection: Any) -> None:
         sock.settimeout(None)
 
 
+def is_open(connection: Any) -> bool:
+    """Return whether a connection has a socket. One that has none would connect to be sent on."""
+    return getattr(connection, "_sock", None) is not None
+
+
 def can_read(connection: Any, seconds: float) -> bool:
     """Return whether there is something to read, be it the end, within so many seconds.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,7 +37,7 @@ def send(app: TaskQ, signature: Signature[T]) -> Result[T]:
     base, replicas, broker = mould.base, mould.replicas, app.broker
     try:
         if one.due is None:
-            _expect(app, mould.place, one)
+            _expect(app, mould.place, one, threading.current_thread())
             verdict = broker.enqueue(base, one, replicas)
         else:
             verdict = broker.run(commands.schedule(base, (one,)).lasting(replicas))
@@ -55,7 +57,7 @@ async def asend(app: TaskQ, signature: Signature[T]) -> Result[T]:
     base, replicas, broker = mould.base, mould.replicas, app.abroker()
     try:
         if one.due is None:
-            _expect(app, mould.place, one)
+            _expect(app, mould.place, one, asyncio.current_task())
             verdict = await broker.enqueue(base, one, replicas)
         else:
             verdict = await broker.run(commands.schedule(base, (one,)).lasting(replicas))
@@ -122,10 +124,10 @@ def _new_mould(app: TaskQ, signature: Signature[Any]) -> Mould:
     return mould if isinstance(mould, Mould) else mould.choose()
 
 
-def _expect(app: TaskQ, place: str, one: Outgoing) -> None:
-    """Listen for the outcome before it can come, if this thread will wait for it at once."""
-    if app.waiter.hurried:
-        app.waiter.expect(keys.done(app.name, place, one.message.id).encode())
+def _expect(app: TaskQ, place: str, one: Outgoing, who: object) -> None:
+    """Listen for the outcome before it can come, if the sender will wait for it at once."""
+    if app.waiter.hurried(who):
+        app.waiter.expect(keys.done(app.name, place, one.message.id).encode(), who)
 
 
 def _accepted(app: TaskQ, place: str, one: Outgoing, verdict: str) -> Result[Any]:

@@ -11,6 +11,7 @@ reads, while there are any.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -24,7 +25,7 @@ from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS
 from taskq.broker.guides import Address
 from taskq.broker.line import pack
-from taskq.broker.sockets import SOCKET_TIMEOUT, can_read
+from taskq.broker.sockets import SOCKET_TIMEOUT, can_read, is_open
 from taskq.errors import BrokerUnavailable
 from taskq.model import clock
 
@@ -33,8 +34,8 @@ log = logging.getLogger("taskq.client")
 # How long a reader blocks before it looks whether it should end.
 _READ_SECONDS = 1.0
 _MOST_STALE = 100
-# So many threads are known to wait at once for what they send.
-_MOST_HASTY = 64
+# How many outcomes are listened for that nobody waits for yet.
+_MOST_AHEAD = 64
 _RECONNECT_SECONDS = (0.05, 1.0)
 
 
@@ -57,6 +58,11 @@ class Wait:
         self.missed = False
         # Waiters that were not confirmed when records were read: to read then was too soon.
         self.early: set[Waiter] = set()
+
+    @property
+    def owner(self) -> object:
+        """Who waits: this thread, or the asyncio task that runs."""
+        return asyncio.current_task() if self.awaited else threading.current_thread()
 
     def confirm(self, waiter: Waiter, channel: bytes) -> bool:
         """Note that a channel is confirmed, or left; return whether all of that waiter's are."""
@@ -86,9 +92,11 @@ class Waiter:
         # Subscribed channels that nobody waits for: told to Redis with the next that is new.
         self._stale: set[bytes] = set()
         # Subscribed channels that somebody is about to wait for, and what was published there.
+        # A channel is in `_waits`, `_stale` or here, never in two of them.
         self._ahead: dict[bytes, bytes | None] = {}
-        # Threads that wait at once for what they send: the channel that one is to wait for next.
-        self._hasty: dict[int, bytes | None] = {}
+        # Who waits at once for what he sends, a thread or an asyncio task; and the channel that
+        # he is to wait for next.
+        self._hasty: weakref.WeakKeyDictionary[object, bytes] = weakref.WeakKeyDictionary()
         self._connection: Any = None
         # After a broken connection: how long to rest before the next one.
         self._rest = 0.0
@@ -122,33 +130,36 @@ class Waiter:
                 self._awaited.add(wait)
                 self._start()
 
-    def hurry(self) -> None:
-        """Note that this thread waits for what it has just sent."""
-        self._hasty.setdefault(threading.get_ident(), None)
+    def hurry(self, who: object) -> None:
+        """Note that a thread, or an asyncio task, waits for what it has just sent."""
+        if who is not None and who not in self._hasty:
+            self._hasty[who] = b""
 
-    @property
-    def hurried(self) -> bool:
-        """Whether this thread will wait for what it sends next, if it does as it did before."""
-        return threading.get_ident() in self._hasty
+    def hurried(self, who: object) -> bool:
+        """Whether somebody will wait for what he sends next, if he does as he did before."""
+        return who in self._hasty
 
-    def expect(self, channel: bytes) -> None:
-        """Listen for what this thread is about to send, unless it did not wait the last time."""
-        me = threading.get_ident()
-        last, self._hasty[me] = self._hasty.get(me), channel
-        if last is not None and self.forgo(last):
-            self._hasty.pop(me, None)
-            return
-        if len(self._hasty) > _MOST_HASTY:  # some of them have ended
-            for one in filter(None, list(self._hasty.values())):
-                self.forgo(one)
-            self._hasty.clear()
-        self.listen(channel)
+    def expect(self, channel: bytes, who: object) -> None:
+        """Listen for what somebody is about to send, unless he did not wait the last time."""
+        last, self._hasty[who] = self._hasty.get(who, b""), channel
+        if self.forgo(last):
+            self._hasty.pop(who, None)
+        else:
+            self.listen(channel)
 
     def listen(self, channel: bytes) -> None:
         """Listen for an outcome that somebody is about to wait for."""
         with self._lock:
-            if self._connection is not None:
-                self._ahead[channel] = None
+            if channel in self._waits or channel in self._ahead or not is_open(self._connection):
+                return
+            if len(self._ahead) >= _MOST_AHEAD:  # some have ended before they waited
+                oldest = next(iter(self._ahead))
+                del self._ahead[oldest]
+                self._stale.add(oldest)
+            self._ahead[channel] = None
+            if channel in self._stale:
+                self._stale.discard(channel)
+            else:
                 self._send([channel])
 
     def forgo(self, channel: bytes) -> bool:
@@ -243,8 +254,9 @@ class Waiter:
             words.append((f"{shard}UNSUBSCRIBE", *self._stale))
             self._confirmed -= self._stale
             self._stale.clear()
-        if words and self._connection is not None:
-            with contextlib.suppress(*CLIENT_ERRORS):
+        if words and is_open(self._connection):
+            # Not the client's own errors alone: the reader may be closing it.
+            with contextlib.suppress(Exception):
                 packed = b"".join(map(pack, words))
                 self._connection.send_packed_command((packed,), check_health=False)
 

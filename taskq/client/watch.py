@@ -131,7 +131,7 @@ def follow(waiter: Waiter, results: Iterable[F], wait: Wait) -> Steps[F]:
                 window.unread.add_new(unread)
                 wait.lingers = _sent_just_now(window.open[unread[0]][0])
                 if wait.lingers and len(unread) == 1:
-                    waiter.hurry()
+                    waiter.hurry(wait.owner)
                 late = set(wait.unconfirmed)
                 waiter.subscribe(unread, wait)
                 yield from _linger(wait)

@@ -266,9 +266,12 @@ class Engine:
 
     def _post(self) -> None:
         """Send what ended, from the event loop; the tender reads the reply, or sees to it all."""
-        if not self.exchange.post():
+        try:
+            self.exchange.post()
+        finally:
+            # Another thread's end may have found the exchange taken.
             self._outbox.hurry()
-        self._call_tender(0.0)
+            self._call_tender(0.0)
 
     def _call_tender(self, at: float) -> None:
         """Let the tender look at the latest at this monotonic instant."""

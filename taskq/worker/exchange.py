@@ -133,25 +133,18 @@ class Exchange:
                 self._lock.release()
             self._tell()
 
-    def post(self) -> bool:
-        """Send what ended, and leave the reply to whoever takes the next turn; or send nothing.
+    def post(self) -> None:
+        """Send what ended, and leave the reply to the next turn; or leave it all to that.
 
-        For the event loop of the tasks, which waits for nobody: it is left to others where more
-        than one queue, another thread, a broken line or a great deal is in the way.
+        For the event loop of the tasks, which waits for nobody: it sends nothing where more than
+        one queue, another thread, a broken line or a great deal is in the way.
         """
-        if len(self.ports) > 1 or not self._lock.acquire(blocking=False):
-            return False
+        if len(self.ports) > 1 or self._slots.alone or not self._lock.acquire(blocking=False):
+            return
         try:
             (port,) = self.ports
-            if self._closed or self._under_way or port.reach.retry_at or not port.at_ease:
-                return False
-            self._settle(self._outbox.take())
-            if not port.light:
-                return False
-            self.turned_at = clock.monotonic()
-            self._turns += 1
-            self._guarded(lambda: self._visit(port))
-            return not port.reach.retry_at
+            if not (self._closed or self._under_way or port.reach.retry_at):
+                self._guarded(lambda: self._post(port))
         finally:
             self._lock.release()
 
@@ -376,10 +369,26 @@ class Exchange:
         room = self._room(port, now)
         if not port.unsent and not port.rung and (room.empty or not port.hungry):
             return
+        self._begin(port, room, now)
+
+    def _begin(self, port: Port, room: Room, now: float) -> None:
         if not room.empty:
             port.asked_at = now
         port.begin(port.reach.line, room)
         self._under_way, self._look_at = port, now + GATHER_SECONDS
+
+    def _post(self, port: Port) -> None:
+        if not (port.at_ease and self._outbox.light):
+            return
+        self._settle(self._outbox.take())
+        self.turned_at = clock.monotonic()
+        try:
+            self._begin(port, self._room(port, self.turned_at), self.turned_at)
+        except BrokerError as error:
+            port.reach.back_off(error)
+            return
+        if self._slots.waiting() < AHEAD_LEAST:
+            self._look_at = self.turned_at
 
     def _receive(self) -> None:
         """Take the reply to the exchange that is on its way, if there is one, and hand it out."""

@@ -8,6 +8,9 @@ from typing import Protocol
 from taskq.model import clock
 from taskq.worker.delivery import Done
 
+# What a socket's buffer takes without waiting for the other side; and what goes with each end.
+_LIGHT_BYTES, _EACH_BYTES = 64 << 10, 70
+
 
 class Notify(Protocol):
     """Called when the outbox was empty, or has something urgent."""
@@ -33,6 +36,12 @@ class Outbox:
 
     def __len__(self) -> int:
         return len(self._done)
+
+    @property
+    def light(self) -> bool:
+        """Whether there is something, and so little that the system takes it at once."""
+        sizes = [len(done.finish.payload) + _EACH_BYTES for done in list(self._done)]
+        return 0 < sum(sizes) <= _LIGHT_BYTES
 
     def put(self, done: Done, *, prompt: bool = False, quiet: bool = False) -> None:
         """Add one; `prompt` if it should be sent at once, `quiet` if the caller sees to it."""

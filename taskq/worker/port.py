@@ -26,8 +26,6 @@ log = logging.getLogger("taskq.worker")
 
 MOST_FINISHES = 500
 MOST_FINISH_BYTES = 4 << 20
-# What a socket's buffer takes without waiting for the other side.
-_LIGHT_BYTES = 48 << 10
 # After an exchange that Redis refused.
 _PAUSE_SECONDS = 1.0
 # For outcomes offered under an id that Redis has forgotten: it comes after all others.
@@ -127,15 +125,9 @@ class Port:
 
     @property
     def at_ease(self) -> bool:
-        """Whether there is nothing to see to before what ended is sent."""
-        troubled = self.doubted or self.summoned or self._strays or self._pending
+        """Whether there is nothing to see to before an exchange is sent."""
+        troubled = self.doubted or self.summoned or self.unsent
         return self.enrolled and not troubled and self.reach.line.connected
-
-    @property
-    def light(self) -> bool:
-        """Whether there are ends to be sent, and few enough that the system takes them at once."""
-        size = sum(len(finish.payload) for finish in self._finishes)
-        return 0 < len(self._finishes) <= MOST_FINISHES and size <= _LIGHT_BYTES
 
     @property
     def seq(self) -> bytes:

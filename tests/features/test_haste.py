@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from taskq import TaskQ
+from taskq import ResultTimeout, TaskQ
+from taskq.client.waiter import Wait
 from taskq.testing import running_worker
 from tests.eventually import let_pass, until
 from tests.failure.proxy import Proxy, Request
@@ -140,6 +141,47 @@ def test_a_connection_that_broke_while_nobody_waited_is_replaced_at_once(shop: A
         shop.line.reset(subscribed=True)
         # It would be read again after 4 s in any case.
         assert result.get(timeout=3) == number
+
+
+def test_who_subscribes_on_a_broken_connection_does_not_replace_it_unseen(shop: Any) -> None:
+    waiter, first, second = shop.app.waiter, Wait(), Wait()
+    assert shop.echo.delay(1).get(timeout=10) == 1
+    waiter.subscribe([b"a"], first)
+    until(lambda: waiter.rest(first, 0.05) or not first.unconfirmed)
+    shop.line.reset(subscribed=True)
+    let_pass(0.05)
+    for channel in (b"b", b"c", b"d"):
+        waiter.subscribe([channel], second)
+    waiter.rest(first, 2)
+    assert first.missed
+
+
+def test_a_call_that_is_repeated_under_its_id_is_heard(shop: Any) -> None:
+    haste(shop)
+    held = shop.app.send_task("hold", id="again")
+    with pytest.raises(ResultTimeout):
+        held.get(timeout=0.05)
+    again = shop.app.send_task("hold", id="again")
+    opener = threading.Timer(0.1, shop.gate.set)
+    opener.start()
+    # Read again after 4 s it is in any case.
+    assert again.get(timeout=3)
+    opener.join()
+
+
+def test_who_repeats_a_call_takes_no_news_from_those_who_wait_for_it(shop: Any) -> None:
+    held = shop.app.send_task("hold", id="once")
+    told: list[Any] = []
+    waiting = threading.Thread(target=lambda: told.append(held.get(timeout=3)))
+    waiting.start()
+    until(lambda: "subscribe" in shop.said)
+    haste(shop)
+    shop.app.send_task("hold", id="once")
+    for number in range(3):
+        assert shop.echo.delay(number).get(timeout=10) == number
+    shop.gate.set()
+    waiting.join()
+    assert told == [True]
 
 
 def test_threads_that_wait_now_and_then_hear_of_all(new_app: NewApp, seed: int) -> None:

@@ -186,13 +186,14 @@ class CoroutinePool:
     async def _one(self, delivery: Delivery, slot: LoopSlot) -> None:
         try:
             done = await self._run(delivery, slot)
-            # Others that are running may keep the loop before it comes to send this.
-            self._outbox.put(done, quiet=len(self._running) == 1 and not self.buffer)
+            soon = self._behind_since is None
+            # Not quietly: whatever else is on the loop may keep it before it comes to send this.
+            self._outbox.put(done)
             # Those that end at their first step go to Redis together, and so do those that were
             # waiting for the same moment.
             if not self._sends:
                 self._sends = True
-                if self._behind_since is None:
+                if soon:
                     self.loop.call_soon(self._send_all)
         finally:
             self._running.discard(slot)
