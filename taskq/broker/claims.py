@@ -131,7 +131,7 @@ class Exchanged(msgspec.Struct, frozen=True):
     more: str
     # One letter a finish: 'k' recorded, 'l' the claim was lost.
     verdicts: str
-    # ('t', 'c' or 'q' and the record, message bytes); no record at the first claim
+    # (a letter for the kind of slot, and the record; message bytes); no record at the first claim
     claimed: list[tuple[bytes, bytes]]
     # Whether the child is to ask for its orders.
     summoned: bool = False

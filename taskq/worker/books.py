@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from taskq.broker.claims import Exchanged, Room
 from taskq.worker.board import Board
 from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.meter import Meter
+
+# What a claim says of a message: the kind of slot it is for, and whether its task is quick.
+_SORTS = {b"t": ("t", False), b"q": ("t", True), b"c": ("c", False), b"d": ("c", True)}
 
 
 class Slots:
@@ -21,8 +24,9 @@ class Slots:
         self.alone = alone
         # Whether a task keeps the event loop to itself.
         self.kept: Callable[[], bool] = lambda: False
-        # How many messages wait for a thread.
+        # How many messages wait for a thread, and for their turn on the loop.
         self.waiting: Callable[[], int] = lambda: 0
+        self.lining_up: Callable[[], int] = lambda: 0
         # Messages, and how many of them are quick.
         self.put_threads: Callable[[list[Delivery], int], None] = lambda _messages, _wake: None
         self.put_coroutines: Callable[[list[Delivery]], None] = lambda _messages: None
@@ -50,11 +54,11 @@ class Books:
         self._slots, self._board = slots, board
         self._places = {queue: place for place, queue in enumerate(queues)}
         self._used = {"t": 0, "c": 0}
-        # Those for threads that are not of a task known to be quick.
-        self._slow: set[Delivery] = set()
+        # Those that are not of a task known to be quick.
+        self._slow: dict[str, set[Delivery]] = {"t": set(), "c": set()}
         # What an exchange brought and is not entered yet, and how many of it are not quick.
-        self._coming, self._coming_slow = {"t": 0, "c": 0}, 0
-        self._meter = Meter()
+        self._coming, self._coming_slow = {"t": 0, "c": 0}, {"t": 0, "c": 0}
+        self._meters = {"t": Meter(), "c": Meter()}
 
     @property
     def coming(self) -> int:
@@ -63,9 +67,9 @@ class Books:
 
     def expect(self, reply: Exchanged) -> None:
         """Count what an exchange brought, which is entered later."""
-        kinds = [head[:1] for head, _ in reply.claimed]
-        coroutines, self._coming_slow = kinds.count(b"c"), kinds.count(b"t")
-        self._coming = {"t": len(kinds) - coroutines, "c": coroutines}
+        sorts = Counter(head[:1] for head, _ in reply.claimed)
+        self._coming_slow = {"t": sorts[b"t"], "c": sorts[b"c"]}
+        self._coming = {"t": sorts[b"t"] + sorts[b"q"], "c": sorts[b"c"] + sorts[b"d"]}
 
     def enter(self, claim: Claim, reply: Exchanged) -> Claimed:
         """Note what an exchange brought."""
@@ -73,25 +77,23 @@ class Books:
         entries = self._board.claim(self._places[claim.queue], int(claim.seq), claim.at, raws)
         claimed = Claimed([], [])
         for (head, raw), entry in zip(reply.claimed, entries, strict=True):
-            if head[:1] == b"c":
-                claimed.coroutines.append(Delivery(claim, "c", head[1:], raw, entry))
-            else:
-                delivery = Delivery(claim, "t", head[1:], raw, entry)
-                claimed.threads.append(delivery)
-                if head[:1] == b"q":
-                    claimed.quick += 1
-                else:
-                    self._slow.add(delivery)
+            kind, quick = _SORTS[head[:1]]
+            delivery = Delivery(claim, kind, head[1:], raw, entry)
+            (claimed.threads if kind == "t" else claimed.coroutines).append(delivery)
+            if not quick:
+                self._slow[kind].add(delivery)
+            elif kind == "t":
+                claimed.quick += 1
         for kind, lot in (("t", claimed.threads), ("c", claimed.coroutines)):
             self.held.update(lot)
             self._used[kind] += len(lot)
-        self._coming, self._coming_slow = {"t": 0, "c": 0}, 0
+        self._coming, self._coming_slow = {"t": 0, "c": 0}, {"t": 0, "c": 0}
         return claimed
 
     def leave(self, ended: Iterable[Done]) -> list[Done]:
         """Note ends of attempts; return those of messages that were not given back meanwhile."""
         held, used, left = self.held, self._used, list[Done]()
-        durations = defaultdict[str, list[float]](list)
+        durations = defaultdict[tuple[str, str], list[float]](list)
         for done in ended:
             delivery = done.delivery
             if delivery not in held:
@@ -100,14 +102,14 @@ class Books:
             used[delivery.kind] -= 1
             left.append(done)
             if done.task:
-                durations[done.task].append(done.duration)
+                durations[delivery.kind, done.task].append(done.duration)
             elif done.late:
-                self._meter.doubt()
-        if self._slow:
-            self._slow.difference_update(done.delivery for done in left)
+                self._meters[delivery.kind].doubt()
+        for slow in filter(None, self._slow.values()):
+            slow.difference_update(done.delivery for done in left)
         self._board.free([done.delivery.entry for done in left])
-        for task, seconds in durations.items():
-            self._meter.note(task, seconds)
+        for (kind, task), seconds in durations.items():
+            self._meters[kind].note(task, seconds)
         if self._slots.cancelled:
             for done in left:
                 self._slots.cancelled.pop(done.delivery, None)
@@ -130,21 +132,26 @@ class Books:
                 return Room()
             # One message in all: for a thread or for the loop, by turns.
             return Room(threads=1) if turn % 2 else Room(coroutines=1)
-        waiting = self._slots.waiting() + self._coming["t"]
-        threads, coroutines = self._free("t", self._ahead(waiting)), self._free("c")
-        caps, room = self._meter.caps(waiting), self._board.room - self.coming
+        caps: dict[str, int] = {}
+        free: dict[str, int] = {}
+        for kind, here in (("t", self._slots.waiting()), ("c", self._slots.lining_up())):
+            waiting = here + self._coming[kind]
+            free[kind] = self._free(kind, self._ahead(kind, waiting))
+            caps |= self._meters[kind].caps(waiting)
+        threads, coroutines = free["t"], free["c"]
+        room = self._board.room - self.coming
         # What has no entry on the board is not claimed; first of all, nothing ahead.
         if sum(caps.values()) > room - threads - coroutines:
             caps = {}
         return Room(min(threads, room), min(coroutines, room), caps)
 
-    def _ahead(self, waiting: int) -> int:
+    def _ahead(self, kind: str, waiting: int) -> int:
         """Return how many of those that wait are quick, at least.
 
         They take a slot for a moment only: else a backlog of them would keep all others out.
         """
-        slow = len(self._slow) + self._coming_slow
-        quick = self._used["t"] + self._coming["t"] - slow
+        slow = len(self._slow[kind]) + self._coming_slow[kind]
+        quick = self._used[kind] + self._coming[kind] - slow
         return min(max(0, waiting - slow), quick)
 
     def _free(self, kind: str, ahead: int = 0) -> int:

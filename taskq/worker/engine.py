@@ -113,6 +113,7 @@ class Engine:
             plan.coroutines, self._executor.arun, self._outbox, self._post
         )
         slots.waiting = self._threads.buffer.__len__
+        slots.lining_up = self._coroutines.buffer.__len__
         slots.put_threads = self._threads.put
         slots.put_coroutines = self._coroutines.put
         slots.interrupt, slots.cancelled = self._interrupt, self._executor.cancelled

@@ -76,6 +76,51 @@ def test_a_backlog_of_quick_messages_starves_no_other_task(
         assert rare.delay().get(timeout=30) < calls
 
 
+@pytest.mark.parametrize("queue", ["busy", "rare"])
+def test_nor_does_one_of_quick_coroutines(app: TaskQ, queue: str) -> None:
+    ran = 0
+
+    @app.task(queue="busy", ignore_result=True)
+    async def busy(_number: int) -> None:
+        nonlocal ran
+        ran += 1
+
+    @app.task(queue=queue)
+    async def rare() -> int:
+        return ran
+
+    calls = 40_000
+    busy.map(range(calls))
+    with running_worker(app, threads=1, coroutines=4, drain=0):
+        until(lambda: ran > 1000, 60)
+        assert rare.delay().get(timeout=30) < calls
+
+
+def test_no_more_coroutines_run_at_once_than_there_are_slots(app: TaskQ) -> None:
+    """However many are claimed ahead; and one that was quick may come to be slow."""
+    running: set[int] = set()
+    most, gate = 0, asyncio.Event()
+
+    @app.task(queue="busy", ignore_result=True)
+    async def busy(number: int) -> None:
+        nonlocal most
+        running.add(number)
+        most = max(most, len(running))
+        await asyncio.sleep(0)
+        if number >= 3000:
+            await gate.wait()
+        running.discard(number)
+
+    results = app.enqueue_many([busy.s(number) for number in range(3100)])
+    with running_worker(app, threads=1, coroutines=5) as engine:
+        until(lambda: min(running, default=0) >= 3000, 60)
+        let_pass(0.3)  # those that were claimed ahead go back meanwhile
+        assert len(running) == 5
+        engine._coroutines.loop.call_soon_threadsafe(gate.set)
+        until(lambda: all(one.status is State.SUCCEEDED for one in results[3000:]), 30)
+    assert most == 5
+
+
 def test_a_backlog_of_quick_messages_lets_in_no_more_slow_ones_than_there_are_slots(
     new_app: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +137,7 @@ def test_a_backlog_of_quick_messages_lets_in_no_more_slow_ones_than_there_are_sl
         let_pass(0.03)
 
     def began(self: Port, *arguments: Any) -> None:
-        held.append(len(engine.exchange._books._slow))
+        held.append(len(engine.exchange._books._slow["t"]))
         begin(self, *arguments)
 
     monkeypatch.setattr(Port, "begin", began)

@@ -14,7 +14,7 @@
 -- verdicts  one letter a finish: 'k' recorded, 'l' the claim was lost
 -- threads, coroutines  free slots; cap: how many messages of a task may come beyond them
 -- letters, letter_age_ms  how many dead letters are kept, and for how long
--- record    't', 'c' or 'q' (a thread's, of a task with a cap); and the record, unless this
+-- record    't' or 'c', of a task with a cap 'q' or 'd' instead; and the record, unless this
 --           is the message's first claim
 local worker, seq, digest, lease = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local publish = ARGV[5]
@@ -31,6 +31,7 @@ if sub(last, 1, 10) > seq then return {'stale', digits(now_us), '', '', ''} end
 local taken_bytes, looked = 0, 0
 local claims, records, places, taken = {}, {}, 0, {}
 local claim, caps = worker .. seq, {}
+local AHEAD = {t = 'q', c = 'd'}
 -- Whether all claims that end in success held. They were let go of in one call; where one
 -- did not hold, the records tell which.
 local all_held
@@ -103,7 +104,7 @@ if repeated then
     local lane, message = seldom().unpack_claimed(pair[2])
     local task = task_of(lane)
     local kind = call('HGET', base .. 'known:' .. digest, task) or 't'
-    local sort = kind == 't' and caps[task] and 'q' or kind
+    local sort = caps[task] and AHEAD[kind] or kind
     out[#out + 1] = sort .. (seldom().read(sub(pair[1], 1, 32)) or '')
     out[#out + 1] = message
   end

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from taskq.model import clock
-from taskq.worker.delivery import Delivery, Done, take_back
+from taskq.worker.delivery import Delivery, Done
 from taskq.worker.outbox import Outbox
 
 log = logging.getLogger("taskq.worker")
@@ -113,15 +113,15 @@ class CoroutinePool:
         send: Callable[[], None],
     ) -> None:
         self.size = size
-        # Claimed and not started. Extended by the exchange, emptied by the loop.
+        # Claimed and not started. Extended by the exchange, popped by the loop.
         self.buffer: deque[Delivery] = deque()
         self._run = run
         self._outbox = outbox
         self.loop = asyncio.new_event_loop()
         # Send what ended, now, without waiting for the reply.
         self._send = send
-        # Whether that is to be done behind the steps of tasks that are to be taken next.
-        self._sends = False
+        # Whether something ended since that was done last.
+        self._ended = False
         # Called when the loop goes on after it was kept; see `kept`.
         self.freed: Callable[[], None] = lambda: None
         # Since when the loop has not come to the messages given to it; None: it has.
@@ -170,38 +170,47 @@ class CoroutinePool:
         return not self._thread.is_alive()
 
     def _spawn(self) -> None:
-        for delivery in take_back(self.buffer):
-            slot = LoopSlot(self.loop)
-            self._running.add(slot)
-            slot.task = self.loop.create_task(self._one(delivery, slot))
+        self._fill()
         # Behind the first steps of all these.
         self.loop.call_soon(self._catch_up)
 
+    def _fill(self) -> None:
+        """Start what there is a slot for."""
+        while self.buffer and len(self._running) < self.size and not self._stopped:
+            try:
+                delivery = self.buffer.popleft()
+            except IndexError:  # it was given back
+                return
+            slot = LoopSlot(self.loop)
+            self._running.add(slot)
+            slot.task = self.loop.create_task(self._one(delivery, slot))
+
     def _catch_up(self) -> None:
         kept, self._behind_since = self.kept, None
-        self._send_all()
+        self._go_on()
         if kept:
             self.freed()
 
     async def _one(self, delivery: Delivery, slot: LoopSlot) -> None:
         try:
             done = await self._run(delivery, slot)
-            soon = self._behind_since is None
             # Not quietly: whatever else is on the loop may keep it before it comes to send this.
             self._outbox.put(done)
-            # Those that end at their first step go to Redis together, and so do those that were
-            # waiting for the same moment.
-            if not self._sends:
-                self._sends = True
-                if soon:
-                    self.loop.call_soon(self._send_all)
         finally:
             self._running.discard(slot)
+            # Those that end at their first step go to Redis together, and so do those that were
+            # waiting for the same moment.
+            if not self._ended:
+                self._ended = True
+                if self._behind_since is None:
+                    self.loop.call_soon(self._go_on)
 
-    def _send_all(self) -> None:
-        if self._sends:
-            self._sends = False
+    def _go_on(self) -> None:
+        """Send what ended, if something did, then start what waited for its slot."""
+        if self._ended:
+            self._ended = False
             self._send()
+            self._fill()
 
     def _run_loop(self) -> None:
         try:

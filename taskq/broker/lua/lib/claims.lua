@@ -103,7 +103,7 @@ local function levels()
     for i, task in ipairs(tasks) do
       local name, priority, kind = open[2 * i - 1], open[2 * i], kinds[i]
       if kind then
-        local sort = kind == 't' and caps[task] and 'q' or kind
+        local sort = caps[task] and AHEAD[kind] or kind
         if not found[#found] or found[#found].priority ~= priority then
           found[#found + 1] = {priority = priority}
         end
