@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from taskq.broker.claims import Exchanged, Room
-from taskq.worker.board import Board
+from taskq.worker.board import CLAIMED, Board
 from taskq.worker.delivery import Claim, Delivery, Done
 from taskq.worker.meter import Meter
 
@@ -134,10 +134,13 @@ class Books:
             return Room(threads=1) if turn % 2 else Room(coroutines=1)
         caps: dict[str, int] = {}
         free: dict[str, int] = {}
-        for kind, here in (("t", self._slots.waiting()), ("c", self._slots.lining_up())):
-            waiting = here + self._coming[kind]
-            free[kind] = self._free(kind, self._ahead(kind, waiting))
-            caps |= self._meters[kind].caps(waiting)
+        for kind, lines_up in (("t", self._slots.waiting), ("c", self._slots.lining_up)):
+            # Before those are counted that wait: one may start meanwhile.
+            slow = self._slow_waiting(kind)
+            waiting = lines_up() + self._coming[kind]
+            free[kind] = self._free(kind, self._ahead(kind, waiting, slow))
+            if self._has_slot_for_quick(kind):
+                caps |= self._meters[kind].caps(waiting)
         threads, coroutines = free["t"], free["c"]
         room = self._board.room - self.coming
         # What has no entry on the board is not claimed; first of all, nothing ahead.
@@ -145,14 +148,27 @@ class Books:
             caps = {}
         return Room(min(threads, room), min(coroutines, room), caps)
 
-    def _ahead(self, kind: str, waiting: int) -> int:
+    def _slow_waiting(self, kind: str) -> int:
+        """Return how many that are not quick have not started."""
+        memory = self._board.memory
+        unstarted = [one for one in self._slow[kind] if memory[one.entry] == CLAIMED]
+        return len(unstarted) + self._coming_slow[kind]
+
+    def _has_slot_for_quick(self, kind: str) -> bool:
+        """Whether others leave a slot: else what is claimed ahead would not run at once."""
+        if kind == "c" and self._slots.kept():
+            return False
+        slow = len(self._slow[kind]) + self._coming_slow[kind]
+        return slow < self._slots.sizes[kind]
+
+    def _ahead(self, kind: str, waiting: int, slow_waiting: int) -> int:
         """Return how many of those that wait are quick, at least.
 
         They take a slot for a moment only: else a backlog of them would keep all others out.
         """
         slow = len(self._slow[kind]) + self._coming_slow[kind]
         quick = self._used[kind] + self._coming[kind] - slow
-        return min(max(0, waiting - slow), quick)
+        return min(max(0, waiting - slow_waiting), quick)
 
     def _free(self, kind: str, ahead: int = 0) -> int:
         if kind == "c" and self._used[kind] and self._slots.kept():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections import deque
@@ -171,15 +172,9 @@ class AsyncSlot(Slot, Protocol):
 def take_back(buffer: deque[Delivery], claimed_before: float = math.inf) -> list[Delivery]:
     """Take the messages out of a buffer that were claimed before a monotonic instant."""
     taken: list[Delivery] = []
-    while buffer:
-        try:
-            delivery = buffer.popleft()
-        except IndexError:  # a slot was quicker
-            break
-        if delivery.claim.at >= claimed_before:
-            buffer.appendleft(delivery)
-            break
-        taken.append(delivery)
+    with contextlib.suppress(IndexError):  # it is empty, or a slot was quicker
+        while buffer[0].claim.at < claimed_before:
+            taken.append(buffer.popleft())
     return taken
 
 

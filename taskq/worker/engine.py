@@ -196,6 +196,8 @@ class Engine:
         self.quiet()
         self.phase = Phase.STOPPED
         self.exchange.flush()
+        # Given back as well, should one have come at the last moment.
+        take_back(self._coroutines.buffer)
         self._executor.stop()
         self._threads.stop()
         self._kick_bell()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextvars
 import threading
 import time
 from typing import Any
@@ -119,6 +120,78 @@ def test_no_more_coroutines_run_at_once_than_there_are_slots(app: TaskQ) -> None
         engine._coroutines.loop.call_soon_threadsafe(gate.set)
         until(lambda: all(one.status is State.SUCCEEDED for one in results[3000:]), 30)
     assert most == 5
+
+
+def test_slow_coroutines_leave_the_other_slots_to_all(app: TaskQ) -> None:
+    """Half of the slots are held for long, and quick ones never end: the rest is for anybody."""
+    ran, gate = 0, asyncio.Event()
+
+    @app.task(queue="busy", ignore_result=True)
+    async def busy(_number: int) -> None:
+        nonlocal ran
+        ran += 1
+
+    @app.task(queue="busy", ignore_result=True)
+    async def held() -> None:
+        await gate.wait()
+
+    @app.task(queue="busy")
+    async def rare() -> int:
+        return ran
+
+    with running_worker(app, threads=1, coroutines=4, drain=0) as engine:
+        holding = [held.delay() for _ in range(2)]
+        until(lambda: all(one.status is State.RUNNING for one in holding))
+        calls = 40_000
+        busy.map(range(calls))
+        until(lambda: ran > 1000, 60)
+        assert rare.delay().get(timeout=30) < calls
+        engine._coroutines.loop.call_soon_threadsafe(gate.set)
+
+
+def test_nothing_is_claimed_ahead_while_others_hold_all_slots(app: TaskQ) -> None:
+    """It would not run here, and might elsewhere."""
+    gate = asyncio.Event()
+
+    @app.task(queue="busy", ignore_result=True)
+    async def busy(_number: int) -> None:
+        pass
+
+    @app.task(queue="busy", ignore_result=True)
+    async def held() -> None:
+        await gate.wait()
+
+    @app.task(queue="busy")
+    def other() -> None:
+        pass
+
+    with running_worker(app, threads=2, coroutines=3, drain=0) as engine:
+        for result in app.enqueue_many([busy.s(number) for number in range(1000)]):
+            until(lambda result=result: result.status is State.SUCCEEDED)
+        holding = [held.delay() for _ in range(3)]
+        until(lambda: all(one.status is State.RUNNING for one in holding))
+        waiting = app.enqueue_many([busy.s(number) for number in range(20)])
+        for _ in range(10):
+            other.delay().get(timeout=5)  # each has an exchange of its own
+        assert all(one.status is State.QUEUED for one in waiting)
+        assert not engine._coroutines.buffer
+        engine._coroutines.loop.call_soon_threadsafe(gate.set)
+        until(lambda: all(one.status is State.SUCCEEDED for one in waiting))
+
+
+def test_no_message_knows_the_context_of_another(app: TaskQ) -> None:
+    tenant: contextvars.ContextVar[int | None] = contextvars.ContextVar("tenant", default=None)
+
+    @app.task(queue="busy")
+    async def busy(number: int) -> int | None:
+        before = tenant.get()
+        tenant.set(number)
+        await asyncio.sleep(0)
+        return before
+
+    results = app.enqueue_many([busy.s(number) for number in range(1000)])
+    with running_worker(app, threads=1, coroutines=3):
+        assert taskq.gather(results, timeout=30) == [None] * 1000
 
 
 def test_a_backlog_of_quick_messages_lets_in_no_more_slow_ones_than_there_are_slots(

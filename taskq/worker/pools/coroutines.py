@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from taskq.broker.claims import Finish
 from taskq.model import clock
 from taskq.worker.delivery import Delivery, Done
 from taskq.worker.outbox import Outbox
@@ -170,9 +172,11 @@ class CoroutinePool:
         return not self._thread.is_alive()
 
     def _spawn(self) -> None:
-        self._fill()
-        # Behind the first steps of all these.
-        self.loop.call_soon(self._catch_up)
+        try:
+            self._fill()
+        finally:
+            # Behind the first steps of all these.
+            self.loop.call_soon(self._catch_up)
 
     def _fill(self) -> None:
         """Start what there is a slot for."""
@@ -183,7 +187,9 @@ class CoroutinePool:
                 return
             slot = LoopSlot(self.loop)
             self._running.add(slot)
-            slot.task = self.loop.create_task(self._one(delivery, slot))
+            # One message may be started by the end of another, and is to know nothing of that.
+            context = contextvars.Context()
+            slot.task = self.loop.create_task(self._one(delivery, slot), context=context)
 
     def _catch_up(self) -> None:
         kept, self._behind_since = self.kept, None
@@ -193,7 +199,11 @@ class CoroutinePool:
 
     async def _one(self, delivery: Delivery, slot: LoopSlot) -> None:
         try:
-            done = await self._run(delivery, slot)
+            try:
+                done = await self._run(delivery, slot)
+            except Exception:
+                log.exception("something left the slot of a message; the message goes back")
+                done = Done(delivery, Finish("b", delivery.field))
             # Not quietly: whatever else is on the loop may keep it before it comes to send this.
             self._outbox.put(done)
         finally:
@@ -203,14 +213,16 @@ class CoroutinePool:
             if not self._ended:
                 self._ended = True
                 if self._behind_since is None:
-                    self.loop.call_soon(self._go_on)
+                    self.loop.call_soon(self._go_on, context=contextvars.Context())
 
     def _go_on(self) -> None:
         """Send what ended, if something did, then start what waited for its slot."""
         if self._ended:
             self._ended = False
-            self._send()
-            self._fill()
+            try:
+                self._send()
+            finally:
+                self._fill()
 
     def _run_loop(self) -> None:
         try:
