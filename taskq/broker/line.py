@@ -27,6 +27,33 @@ Words: TypeAlias = tuple[Any, ...]
 pack = cast("Callable[[Words], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 
 
+# What is larger than this is not copied to be sent.
+_LARGE = 1 << 16
+
+
+def packed(words: Words) -> list[bytes]:
+    """Return the bytes of a command, in the pieces in which they are to be sent."""
+    for word in words:
+        if type(word) is bytes and len(word) > _LARGE:
+            return _in_pieces(words)
+    return [pack(words)]
+
+
+def _in_pieces(words: Words) -> list[bytes]:
+    # RESP: https://redis.io/docs/latest/develop/reference/protocol-spec/
+    pieces, small = list[bytes](), [b"*%d\r\n" % len(words)]
+    for word in words:
+        data = word if type(word) is bytes else str(word).encode()
+        small.append(b"$%d\r\n" % len(data))
+        if len(data) > _LARGE:
+            pieces += b"".join(small), data
+            small.clear()
+        else:
+            small.append(data)
+        small.append(b"\r\n")
+    return [*pieces, b"".join(small)]
+
+
 class AllInUse(BrokerUnavailable):
     """No line became free in time. Nothing was sent."""
 
@@ -92,8 +119,10 @@ class Line:
             connection = self._connect()
         try:
             # redis-py looks at each argument first, for kinds that we do not send.
-            packed = pack(ahead) + pack(arguments) if ahead else pack(arguments)
-            connection.send_packed_command((packed,), check_health=False)
+            pieces = packed(arguments)
+            if ahead:
+                pieces[0] = pack(ahead) + pieces[0]
+            connection.send_packed_command(pieces, check_health=False)
         except CLIENT_ERRORS as error:
             raise self._broken(error, sent=True) from error
 
@@ -165,7 +194,8 @@ class Line:
         if type(sock) is not socket.socket or (command := call()) is None:
             return False
         try:
-            sock.sendall(pack(_words_of(self.local(command))))
+            for piece in packed(_words_of(self.local(command))):
+                sock.sendall(piece)
         except OSError:
             # Perhaps half of it: nothing may follow. Who waits hears of the end.
             with contextlib.suppress(OSError):

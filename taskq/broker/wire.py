@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import hiredis
 import redis
 
-from taskq.broker.line import pack
+from taskq.broker.line import packed
 
 # What a reader says while a reply is not complete.
 _INCOMPLETE = object()
@@ -56,7 +56,8 @@ class _Direct:
     async def send(self, arguments: tuple[Any, ...]) -> None:
         if self._transport.is_closing():
             raise self._replies.end or redis.ConnectionError("the connection is closed")
-        self._transport.write(pack(arguments))
+        for piece in packed(arguments):
+            self._transport.write(piece)
 
     async def heard(self) -> None:
         await self._replies.begun()

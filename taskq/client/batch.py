@@ -62,31 +62,20 @@ class _Part(msgspec.Struct):
             self.cast()
         return zip(self.numbers, map(self.name_of, self.ids), strict=True)
 
-    def one_by_one(self, lot: Lot) -> Iterator[tuple[_Part, Lot]]:
-        """Return each message as a part of its own."""
-        for number, id, raw in zip(self.numbers, self.ids, lot.raws, strict=True):
-            yield _Part(self.mould, [number], ids=[id]), msgspec.structs.replace(lot, raws=[raw])
-
 
 class _Page(msgspec.Struct):
-    """Calls that go to one place in one round trip, or in more where they are large."""
+    """Calls that go to one place together: as many as one command carries."""
 
     base: str
     replicas: int
     parts: list[_Part] = []
-    # So many more go in.
-    room: int = commands.MOST_MESSAGES
+    # So many bytes more go in, or one message that is larger than that.
+    room: int = commands.MOST_BYTES
 
     def commands(self) -> Iterator[tuple[list[_Part], Command[str]]]:
         """Return what sends them, each with those that it sends."""
-        by_lot: dict[int, _Part] = {}
-        lots: list[Lot] = []
-        for part in self.parts:
-            lot = part.cast()
-            large = lot.size > commands.MOST_BYTES and len(lot.raws) > 1
-            for some, its in part.one_by_one(lot) if large else [(part, lot)]:
-                by_lot[id(its)] = some
-                lots.append(its)
+        lots = [part.cast() for part in self.parts]
+        by_lot = {id(lot): part for lot, part in zip(lots, self.parts, strict=True)}
         for page, command in commands.send_lots(self.base, lots):
             yield [by_lot[id(lot)] for lot in page], command.lasting(self.replicas)
 
@@ -189,15 +178,16 @@ class Batch(Generic[T]):
         hows, bodies, numbers = [], [], []
         for number, (found, args, kwargs) in enumerate(calls):
             mould = found if isinstance(found, Mould) else found.choose()
-            if mould is not last or not page.room:
-                last, (page, part) = mould, self._part_of(mould)
+            how, body = mould.write(args, kwargs)
+            size = mould.besides + len(body)
+            if mould is not last or size > page.room:
+                last, (page, part) = mould, self._part_of(mould, size)
                 # Here, for they are looked up once for each of very many.
                 hows, bodies, numbers = part.hows, part.bodies, part.numbers
-            how, body = mould.write(args, kwargs)
             hows.append(how)
             bodies.append(body)
             numbers.append(number)
-            page.room -= 1
+            page.room -= size
         return number + 1
 
     def _mould_of(self, call: Signature[T]) -> Mould | Spread:
@@ -208,10 +198,10 @@ class Batch(Generic[T]):
             self.queues.add(call.queue)
         return self._moulds[kind]
 
-    def _part_of(self, mould: Mould) -> tuple[_Page, _Part]:
-        """Return where the next call goes that is cast in this mould."""
+    def _part_of(self, mould: Mould, size: int) -> tuple[_Page, _Part]:
+        """Return where the next call goes that is cast in this mould, and has so many bytes."""
         pages = self._places.setdefault((mould.base, mould.replicas), [])
-        if not pages or not pages[-1].room:
+        if not pages or size > pages[-1].room:
             pages.append(_Page(mould.base, mould.replicas))
         page = pages[-1]
         if not page.parts or page.parts[-1].mould is not mould:

@@ -9,8 +9,10 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
+
 from taskq.broker import keys, records
-from taskq.broker.commands import Lot, Outgoing
+from taskq.broker.commands import MOST_BYTES, MOST_MESSAGES, Lot, Outgoing
 from taskq.client.result import Result
 from taskq.client.signature import Options
 from taskq.config import replicas, seconds
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
 # How the arguments were written (`serializers.dumps`), and their bytes.
 Written: TypeAlias = tuple[str, bytes]
 
-# More than header, tag, names and numbers take, where there are no headers.
-_MOST_BESIDES = 1024
+# More than header, tag, names and numbers take; and so much that a page of messages, which is
+# measured in bytes, has no more of them than one command may carry.
+_MOST_BESIDES = MOST_BYTES // MOST_MESSAGES
 
 
 class Mould:
@@ -65,8 +68,10 @@ class Mould:
         soft, hard = options.limits
         self._limits_ms = _ms(soft), _ms(hard)
         self._limited = options.expires is not None or options.deadline is not None
+        # At most so many bytes of a message are not its arguments.
+        self.besides = _MOST_BESIDES + len(msgspec.msgpack.encode(self._headers))
         # Arguments up to this size make no message that is too large.
-        self._close_to_most = 0 if headers else self._most_bytes - _MOST_BESIDES
+        self._close_to_most = self._most_bytes - self.besides
 
     def write(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Written:
         """Return how the arguments are written, and their bytes.

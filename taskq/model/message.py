@@ -27,6 +27,9 @@ HEADER_BYTES = 57
 BODY_AT = 73
 ID_BYTES = 32
 NEVER = b"0" * 13
+# A body of more than this is copied once, into the message: fresh memory is dear. MessagePack
+# has one beginning for all of that size: this, and their length in four bytes.
+_BULKY, _BIN_32 = 0xFFFF, b"\xc6"
 # The digit that begins with the bits 10, as RFC 9562 wants it, for any digit.
 _VARIANTS = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
 
@@ -147,7 +150,10 @@ def id_of(app: str, name: object) -> str:
 
 def encode(message: Message, seal: Seal) -> bytes:
     """Return the signed bytes of a message."""
-    body = _encode_envelope(message.envelope)
+    one = message.envelope
+    if len(one.body) > _BULKY:
+        return encode_all(message, (message.id,), (one.serializer,), (one.body,), seal)[0]
+    body = _encode_envelope(one)
     expires = b"%013d" % message.expires_ms if message.expires_ms else NEVER
     header = _BEGINNING + seal.mark(len(body)) + message.id.encode() + expires
     return header + seal.tag(header, body) + body
@@ -169,6 +175,12 @@ def encode_all(
         if serializer != known:
             before, behind = _around(like.envelope, serializer)
             known = serializer
+        if len(body) > _BULKY:
+            header, tag = large[0] + id.encode() + expires, large[1]
+            opening = before + _BIN_32 + len(body).to_bytes(4)
+            signed = tag(header, opening, body, behind)
+            raws.append(b"".join((header, signed, opening, body, behind)))
+            continue
         # No object for each message, and no field written twice: half of what `encode` takes.
         envelope = b"".join((before, _pack(body), behind))
         start, tag = small if len(envelope) <= LARGE else large

@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from hmac import compare_digest
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 TAG_BYTES = 16
 KEY_ID_BYTES = 8
@@ -27,8 +27,12 @@ NO_KEY_ID = b"0" * KEY_ID_BYTES
 
 # What is signed besides a header.
 Body: TypeAlias = bytes | memoryview
-# Returns the tag over a header and what follows it.
-Tagger: TypeAlias = Callable[[bytes, Body], bytes]
+
+
+class Tagger(Protocol):
+    """Returns the tag over a header and what follows it, which may be in pieces."""
+
+    def __call__(self, header: bytes, body: Body, *rest: Body) -> bytes: ...
 
 
 class Domain(StrEnum):
@@ -153,19 +157,21 @@ def _taggers(key: str, domain: Domain, scope: bytes) -> tuple[Tagger, Tagger]:
     small = hashlib.blake2b(scope, key=secret, digest_size=TAG_BYTES, person=domain.encode())
     large = hmac.new(secret, domain.encode() + b"\0" + scope, hashlib.sha256)
 
-    def blake2b(header: bytes, body: Body) -> bytes:
+    def blake2b(header: bytes, body: Body, *rest: Body) -> bytes:
         state = small.copy()
         state.update(header + body)
+        for piece in rest:
+            state.update(piece)
         return state.digest()
 
-    def hmac_sha256(header: bytes, body: Body) -> bytes:
+    def hmac_sha256(header: bytes, body: Body, *rest: Body) -> bytes:
         state = large.copy()
-        state.update(header)
-        state.update(body)
+        for piece in (header, body, *rest):
+            state.update(piece)
         return state.digest()[:TAG_BYTES]
 
     return blake2b, hmac_sha256
 
 
-def _no_tag(header: bytes, body: Body) -> bytes:  # noqa: ARG001 - the shape of a tagger
+def _no_tag(header: bytes, body: Body, *rest: Body) -> bytes:  # noqa: ARG001 - the shape of a tagger
     return bytes(TAG_BYTES)

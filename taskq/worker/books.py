@@ -158,17 +158,18 @@ class Books:
         """Whether others leave a slot: else what is claimed ahead would not run at once."""
         if kind == "c" and self._slots.kept():
             return False
-        slow = len(self._slow[kind]) + self._coming_slow[kind]
-        return slow < self._slots.sizes[kind]
+        return self._slow_ones(kind) < self._slots.sizes[kind]
 
     def _ahead(self, kind: str, waiting: int, slow_waiting: int) -> int:
         """Return how many of those that wait are quick, at least.
 
         They take a slot for a moment only: else a backlog of them would keep all others out.
         """
-        slow = len(self._slow[kind]) + self._coming_slow[kind]
-        quick = self._used[kind] + self._coming[kind] - slow
+        quick = self._used[kind] + self._coming[kind] - self._slow_ones(kind)
         return min(max(0, waiting - slow_waiting), quick)
+
+    def _slow_ones(self, kind: str) -> int:
+        return len(self._slow[kind]) + self._coming_slow[kind]
 
     def _free(self, kind: str, ahead: int = 0) -> int:
         if kind == "c" and self._used[kind] and self._slots.kept():

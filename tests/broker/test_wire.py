@@ -13,6 +13,7 @@ import redis
 
 from taskq.broker.aio import AsyncBroker
 from taskq.broker.connection import Endpoint
+from taskq.broker.line import pack, packed
 from taskq.broker.wire import Wire, take_over
 from taskq.model import clock
 from tests.eventually import let_pass
@@ -72,6 +73,16 @@ def test_of_a_real_server_needs_the_client_no_more(
         await connection.disconnect(nowait=True)
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("size", [1, 1 << 16, (1 << 16) + 1, 1 << 20])
+def test_what_is_large_is_sent_as_it_is(size: int) -> None:
+    large, last = b"x" * size, b"y" * size
+    words = ("EVALSHA", "0" * 40, 1, "é", large, -5, large, b"", last)
+    pieces = packed(words)
+    assert b"".join(pieces) == pack(words)
+    assert len(pieces) == (1 if size <= 1 << 16 else 7)
+    assert b"".join(packed((large,))) == pack((large,))
 
 
 def test_replies_come_in_the_order_of_the_commands() -> None:

@@ -125,6 +125,13 @@ class TestManyAtOnce:
         raws = message.encode_all(a_message(**fields), ids, *zip(*calls, strict=True), seal)
         assert raws == [message.encode(one, seal) for one in alone]
 
+    @pytest.mark.parametrize("size", [65_535, 65_536, 1 << 20])
+    def test_a_bulky_one_is_written_as_any_other(self, seal: Seal, size: int) -> None:
+        one = a_message(b"x" * size, name="order-42", headers={"trace": "abc"}, timeout_ms=5)
+        raw = message.encode(one, seal)
+        assert raw[BODY_AT:] == msgspec.msgpack.encode(one.envelope)
+        assert message.decode(raw, seal) == one
+
     def test_one_without_an_expiry_and_with_a_deadline(self, seal: Seal) -> None:
         envelope = Envelope("shop.add", 5, "pickle", b"body", deadline_ms=1_700_000_000_000)
         one = Message(ID, 0, envelope)

@@ -492,3 +492,22 @@ def test_who_is_cut_off_again_while_it_comes_back_gives_nothing_back_that_it_run
         with running_worker(app, threads=1, coroutines=0):
             until(lambda: len(ran) >= 5000, 60)
     assert set(ran.values()) == {1}
+
+
+def test_who_cancels_all_others_on_the_loop_costs_those_nothing_that_had_not_begun(
+    app: TaskQ,
+) -> None:
+    @app.task
+    async def clear() -> int:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        return sum(one.cancel() for one in others)
+
+    @app.task
+    async def double(number: int) -> int:
+        return 2 * number
+
+    sent = app.enqueue_many([clear.s(), *map(double.s, range(20))])
+    with running_worker(app, threads=0, coroutines=5):
+        cancelled, *doubled = taskq.gather(sent, timeout=20)
+    assert cancelled
+    assert doubled == [2 * number for number in range(20)]

@@ -180,16 +180,28 @@ class CoroutinePool:
 
     def _fill(self) -> None:
         """Start what there is a slot for."""
+        started: list[tuple[LoopSlot, Delivery]] = []
         while self.buffer and len(self._running) < self.size and not self._stopped:
             try:
                 delivery = self.buffer.popleft()
             except IndexError:  # it was given back
-                return
+                break
             slot = LoopSlot(self.loop)
             self._running.add(slot)
             # One message may be started by the end of another, and is to know nothing of that.
             context = contextvars.Context()
             slot.task = self.loop.create_task(self._one(delivery, slot), context=context)
+            started.append((slot, delivery))
+        if started:
+            # Behind the first steps of all these.
+            self.loop.call_soon(self._give_back, started)
+
+    def _give_back(self, started: Iterable[tuple[LoopSlot, Delivery]]) -> None:
+        """Give back what a task of the app cancelled before its first step: none of it ran."""
+        for slot, delivery in started:
+            if slot in self._running and slot.task is not None and slot.task.done():
+                self._outbox.put(Done(delivery, Finish("b", delivery.field)))
+                self._leave(slot)
 
     def _catch_up(self) -> None:
         kept, self._behind_since = self.kept, None
@@ -207,13 +219,16 @@ class CoroutinePool:
             # Not quietly: whatever else is on the loop may keep it before it comes to send this.
             self._outbox.put(done)
         finally:
-            self._running.discard(slot)
-            # Those that end at their first step go to Redis together, and so do those that were
-            # waiting for the same moment.
-            if not self._ended:
-                self._ended = True
-                if self._behind_since is None:
-                    self.loop.call_soon(self._go_on, context=contextvars.Context())
+            self._leave(slot)
+
+    def _leave(self, slot: LoopSlot) -> None:
+        self._running.discard(slot)
+        # Those that end at their first step go to Redis together, and so do those that were
+        # waiting for the same moment.
+        if not self._ended:
+            self._ended = True
+            if self._behind_since is None:
+                self.loop.call_soon(self._go_on, context=contextvars.Context())
 
     def _go_on(self) -> None:
         """Send what ended, if something did, then start what waited for its slot."""
