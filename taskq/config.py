@@ -72,7 +72,8 @@ def check_name(kind: str, value: object) -> str:
     if not NAME.fullmatch(value):
         msg = f"{kind} name {value[:140]!r}: use 1 to 128 of A-Z a-z 0-9 _ . -"
         raise ConfigError(msg)
-    return value
+    # Of an enum, its value: written into a text it may be its name.
+    return str.__str__(value)
 
 
 def check_partitions(queue: str, value: object) -> int:

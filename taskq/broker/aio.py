@@ -24,16 +24,19 @@ from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS, ScriptMissing, retrying
 from taskq.broker.grouping import AsyncGroup
-from taskq.broker.line import AllInUse, Stream
+from taskq.broker.line import (
+    MOST_LASTING,
+    MOST_LINES,
+    MOST_STREAMS,
+    AllInUse,
+    Stream,
+    words_of,
+)
 from taskq.broker.wire import Wire, cancellations, obey, take_over
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
 T = TypeVar("T")
-
-MOST_LINES = 16
-MOST_LASTING = MOST_LINES // 2
-MOST_STREAMS = MOST_LINES // 4
 
 
 class AsyncLine:
@@ -82,11 +85,11 @@ class AsyncLine:
 
     async def run(self, command: Command[T]) -> T:
         """Run a script call, loading the script where Redis does not have it."""
-        script = command.script
         try:
-            reply = await self.call("EVALSHA", script.sha, 1, command.base, *command.arguments)
+            reply = await self.call(*words_of(command))
         except ScriptMissing:
-            reply = await self.call("EVAL", script.text, 1, command.base, *command.arguments)
+            text = command.script.text
+            reply = await self.call("EVAL", text, 1, command.base, *command.arguments)
         return command.read(reply)
 
     async def replicate(self, command: Command[Any], verdicts: str, until: float) -> None:
@@ -106,7 +109,7 @@ class AsyncLine:
 
     async def begin(self, command: Command[T]) -> None:
         """Send a script call, the reply to which must be read by `end`."""
-        await self.send("EVALSHA", command.script.sha, 1, command.base, *command.arguments)
+        await self.send(*words_of(command))
 
     async def end(self, command: Command[T]) -> T:
         """Return what the first call begun and not ended was answered."""

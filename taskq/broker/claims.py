@@ -10,10 +10,8 @@ from typing import Any
 import msgspec
 
 from taskq.broker import scripts
-from taskq.broker.commands import PUBLISH, Argument, Command, text
+from taskq.broker.commands import PUBLISH, Argument, Command, first_number, text
 from taskq.model import control
-
-REPLY_HEAD = 5
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
@@ -131,7 +129,8 @@ class Exchanged(msgspec.Struct, frozen=True):
     more: str
     # One letter a finish: 'k' recorded, 'l' the claim was lost.
     verdicts: str
-    # (a letter for the kind of slot, and the record; message bytes); no record at the first claim
+    # (sort and record, message): the sort is 't' or 'c', of a quick task 'q' or 'd'; no record at
+    # the first claim
     claimed: list[tuple[bytes, bytes]]
     # Whether the child is to ask for its orders.
     summoned: bool = False
@@ -160,12 +159,11 @@ def exchange(
     kept: Kept = DEFAULT_KEPT,
 ) -> Command[Exchanged]:
     """End attempts and claim messages, in one call."""
+    lots = [(key, list(lot)) for key, lot in itertools.groupby(finishes, _kind_and_number)]
     arguments: list[Argument] = [
         worker, seq, digest, lease_ms, PUBLISH, room.threads, room.coroutines,
-        kept.letters, kept.age_ms, 0,
+        kept.letters, kept.age_ms, len(lots),
     ]  # fmt: skip
-    lots = [(key, list(lot)) for key, lot in itertools.groupby(finishes, _kind_and_number)]
-    arguments[-1] = len(lots)
     for (kind, number), lot in lots:
         arguments += (kind, number, len(lot))
         for finish in lot:
@@ -188,7 +186,7 @@ def orders(base: str, worker: bytes) -> Command[list[Order]]:
 def disobey(base: str, worker: bytes, orders: Sequence[Order]) -> Command[int]:
     """Drop orders that are not proven. Reads as how many were still there."""
     parts = (part for one in orders for part in (one.field, one.signed))
-    return Command(scripts.load("disobey"), base, (worker, *parts), lambda reply: int(reply[0]))
+    return Command(scripts.load("disobey"), base, (worker, *parts), first_number)
 
 
 def reclaim(
@@ -219,9 +217,7 @@ def reclaim(
 def release(base: str, worker: bytes, fields: Sequence[bytes]) -> Command[int]:
     """Give back messages that a child holds and cannot start. Reads as how many it held."""
     arguments: list[Argument] = [PUBLISH, worker, *fields]
-    return Command(
-        scripts.load("release"), base, arguments, lambda reply: int(reply[0]), publish_at=0
-    )
+    return Command(scripts.load("release"), base, arguments, first_number, publish_at=0)
 
 
 def wake(base: str, name: str) -> Command[str]:
@@ -246,7 +242,7 @@ def _reclaimed(reply: Any) -> Reclaimed:
 
 
 def _exchanged(reply: Any) -> Exchanged:
-    word, now_us, next_due, more, verdicts = reply[:REPLY_HEAD]
+    word, now_us, next_due, more, verdicts, *claimed = reply
     kinds, summons, _ = more.decode().partition("x")
     return Exchanged(
         word.decode(),
@@ -254,6 +250,6 @@ def _exchanged(reply: Any) -> Exchanged:
         int(next_due) if next_due else None,
         kinds,
         verdicts.decode(),
-        list(zip(reply[REPLY_HEAD::2], reply[REPLY_HEAD + 1 :: 2], strict=True)),
+        list(zip(claimed[::2], claimed[1::2], strict=True)),
         bool(summons),
     )

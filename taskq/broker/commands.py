@@ -185,7 +185,7 @@ def forget(base: str, id: str) -> Command[str]:
 
 def widen(base: str, partitions: int) -> Command[int]:
     """Say how many partitions a queue has. Reads as how many that is by now."""
-    return Command(scripts.load("widen"), base, (partitions, MOST_PARTITIONS), _first_number)
+    return Command(scripts.load("widen"), base, (partitions, MOST_PARTITIONS), first_number)
 
 
 def revive(base: str, id: bytes, died: bytes, lane: str, message: bytes) -> Command[str]:
@@ -245,7 +245,8 @@ _lane = operator.attrgetter("lane")
 _place_of = operator.attrgetter("lane", "label", "due")
 
 
-def _first_number(reply: Any) -> int:
+def first_number(reply: Any) -> int:
+    """Return a reply that begins with a number."""
     return int(reply[0])
 
 

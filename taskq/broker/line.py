@@ -16,7 +16,7 @@ from taskq.broker import replication
 from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import CLIENT_ERRORS, ScriptMissing
-from taskq.broker.sockets import SOCKET_TIMEOUT, can_read, is_open
+from taskq.broker.sockets import SOCKET_TIMEOUT, Spin, can_read, is_open
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
@@ -26,7 +26,13 @@ Words: TypeAlias = tuple[Any, ...]
 # Any number of bytes, str and int; its stub knows of one.
 pack = cast("Callable[[Words], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 
-
+# A process has at most so many lines to one place.
+MOST_LINES = 16
+# So many of them may wait for replicas at a time: who asks for none finds another one.
+MOST_LASTING = MOST_LINES // 2
+# So many may be kept from the first page to the last by who sends very many, and more would not be
+# faster: what is sent alone finds another one, beside these and those that wait.
+MOST_STREAMS = MOST_LINES // 4
 # What is larger than this is not copied to be sent.
 _LARGE = 1 << 16
 
@@ -43,14 +49,13 @@ def _in_pieces(words: Words) -> list[bytes]:
     # RESP: https://redis.io/docs/latest/develop/reference/protocol-spec/
     pieces, small = list[bytes](), [b"*%d\r\n" % len(words)]
     for word in words:
-        data = word if type(word) is bytes else str(word).encode()
-        small.append(b"$%d\r\n" % len(data))
-        if len(data) > _LARGE:
-            pieces += b"".join(small), data
-            small.clear()
+        if type(word) is bytes and len(word) > _LARGE:
+            small.append(b"$%d\r\n" % len(word))
+            pieces += b"".join(small), word
+            small = [b"\r\n"]
         else:
-            small.append(data)
-        small.append(b"\r\n")
+            # As a command of one word, less what says so.
+            small.append(pack((word,)).removeprefix(b"*1\r\n"))
     return [*pieces, b"".join(small)]
 
 
@@ -84,7 +89,8 @@ class Stream(Generic[T]):
         self.began = clock.monotonic()
 
 
-def _words_of(command: Command[Any]) -> Words:
+def words_of(command: Command[Any]) -> Words:
+    """Return a script call as Redis is to hear it."""
     return "EVALSHA", command.script.sha, 1, command.base, *command.arguments
 
 
@@ -96,6 +102,10 @@ class Line:
         self._connection: Any = None
         # A monotonic instant after which no reply is waited for.
         self.until = math.inf
+        # Whether no other thread of this process waits for a reply: who then stays awake for it
+        # is in nobody's way.
+        self.alone = False
+        self._spin = Spin()
 
     def call(self, *arguments: Any) -> Any:
         """Send one command and return the reply.
@@ -162,6 +172,8 @@ class Line:
     def run(self, command: Command[T]) -> T:
         """Run a script call, loading the script where Redis does not have it."""
         self.begin(command)
+        if self.alone:
+            self._spin.wait(self._connection)
         return self.finish(command)
 
     def replicate(self, command: Command[Any], verdicts: str, until: float) -> None:
@@ -182,7 +194,7 @@ class Line:
 
         `ahead`: as in `send`.
         """
-        self.send(*_words_of(self.local(command)), ahead=ahead)
+        self.send(*words_of(self.local(command)), ahead=ahead)
 
     def interject(self, call: Callable[[], Command[Any] | None]) -> bool:
         """Send the script call that `call` returns while another thread waits for a reply.
@@ -194,7 +206,7 @@ class Line:
         if type(sock) is not socket.socket or (command := call()) is None:
             return False
         try:
-            for piece in packed(_words_of(self.local(command))):
+            for piece in packed(words_of(self.local(command))):
                 sock.sendall(piece)
         except OSError:
             # Perhaps half of it: nothing may follow. Who waits hears of the end.

@@ -20,7 +20,14 @@ from taskq.broker.commands import Command, Outgoing
 from taskq.broker.connection import Endpoint
 from taskq.broker.faults import ScriptMissing, retrying
 from taskq.broker.grouping import Group
-from taskq.broker.line import AllInUse, Line, Stream
+from taskq.broker.line import (
+    MOST_LASTING,
+    MOST_LINES,
+    MOST_STREAMS,
+    AllInUse,
+    Line,
+    Stream,
+)
 from taskq.errors import BrokerError, BrokerUnavailable, Interrupted
 from taskq.model import clock
 
@@ -28,12 +35,6 @@ T = TypeVar("T")
 # One for each line that may be in use. In C: an interrupt loses none.
 _Tokens: TypeAlias = "queue.SimpleQueue[None]"
 
-MOST_LINES = 16
-# So many of them may wait for replicas at a time: who asks for none finds another one.
-MOST_LASTING = MOST_LINES // 2
-# So many may be kept from the first page to the last by who sends very many, and more would not be
-# faster: what is sent alone finds another one, beside these and those that wait.
-MOST_STREAMS = MOST_LINES // 4
 # Until when a line is waited for: not at all; as long as others are served.
 AT_ONCE = -math.inf
 BEHIND_OTHERS = math.inf
@@ -210,7 +211,7 @@ class Broker:
             except queue.Empty:
                 self._wait_for(self._places, place, until, latest)
             line = self._take_idle() or self.make_line(self.endpoint)
-            line.until = until
+            line.until, line.alone = until, self._places.qsize() == MOST_LINES - 1
             yield line
             self._served_at = clock.monotonic()
         except BrokerError:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from taskq.broker import keys, records, scripts
-from taskq.broker.commands import PUBLISH, Argument, Command, Outgoing, text
+from taskq.broker.commands import PUBLISH, Argument, Command, Outgoing, first_number, text
 from taskq.model import clock, message
 from taskq.model.message import Envelope, Message
 from taskq.model.schedule import Definition
@@ -194,7 +194,7 @@ def unplan(base: str, name: str, definition: bytes = b"") -> Command[str]:
 def distrust(base: str, entries: Iterable[Entry]) -> Command[int]:
     """Fire no more ticks of what is not proven. Reads as how many were still there."""
     parts = tuple(part for one in entries for part in (one.key, one.definition))
-    return Command(scripts.load("distrust"), base, parts, lambda reply: int(reply[0]))
+    return Command(scripts.load("distrust"), base, parts, first_number)
 
 
 def plans(

@@ -58,6 +58,8 @@ class _Direct:
             raise self._replies.end or redis.ConnectionError("the connection is closed")
         for piece in packed(arguments):
             self._transport.write(piece)
+            if self._transport.is_closing():
+                return  # it broke: who waits for the reply is told
 
     async def heard(self) -> None:
         await self._replies.begun()

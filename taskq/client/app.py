@@ -256,7 +256,7 @@ class TaskQ:
 
     def check_queue(self, queue: str) -> str:
         """Return `queue` if it is declared; `ConfigError` names the nearest."""
-        check_name("queue", queue)
+        queue = check_name("queue", queue)
         known = self.queues
         if queue not in known:
             msg = (

@@ -69,8 +69,13 @@ class _Page(msgspec.Struct):
     base: str
     replicas: int
     parts: list[_Part] = []
-    # So many bytes more go in, or one message that is larger than that.
+    # So many more go in, of so many bytes; or one that is larger than that.
+    left: int = commands.MOST_MESSAGES
     room: int = commands.MOST_BYTES
+
+    def takes(self, size: int) -> bool:
+        """Whether one of so many bytes goes in."""
+        return self.left > 0 and size <= self.room
 
     def commands(self) -> Iterator[tuple[list[_Part], Command[str]]]:
         """Return what sends them, each with those that it sends."""
@@ -177,16 +182,17 @@ class Batch(Generic[T]):
         number = -1
         hows, bodies, numbers = [], [], []
         for number, (found, args, kwargs) in enumerate(calls):
-            mould = found if isinstance(found, Mould) else found.choose()
+            mould = found.choose()
             how, body = mould.write(args, kwargs)
             size = mould.besides + len(body)
-            if mould is not last or size > page.room:
+            if mould is not last or size > page.room or not page.left:
                 last, (page, part) = mould, self._part_of(mould, size)
                 # Here, for they are looked up once for each of very many.
                 hows, bodies, numbers = part.hows, part.bodies, part.numbers
             hows.append(how)
             bodies.append(body)
             numbers.append(number)
+            page.left -= 1
             page.room -= size
         return number + 1
 
@@ -201,7 +207,7 @@ class Batch(Generic[T]):
     def _part_of(self, mould: Mould, size: int) -> tuple[_Page, _Part]:
         """Return where the next call goes that is cast in this mould, and has so many bytes."""
         pages = self._places.setdefault((mould.base, mould.replicas), [])
-        if not pages or size > pages[-1].room:
+        if not pages or not pages[-1].takes(size):
             pages.append(_Page(mould.base, mould.replicas))
         page = pages[-1]
         if not page.parts or page.parts[-1].mould is not mould:

@@ -1,6 +1,6 @@
 """What all calls of one task under one set of options have in common.
 
-Made once for a batch: what is left for each call is to write, sign and number it.
+Kept for the calls that follow: what is left for each is to write, sign and number it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 
 from taskq.broker import keys, records
-from taskq.broker.commands import MOST_BYTES, MOST_MESSAGES, Lot, Outgoing
+from taskq.broker.commands import Lot, Outgoing
 from taskq.client.result import Result
 from taskq.client.signature import Options
 from taskq.config import replicas, seconds
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 # How the arguments were written (`serializers.dumps`), and their bytes.
 Written: TypeAlias = tuple[str, bytes]
 
-# More than header, tag, names and numbers take; and so much that a page of messages, which is
-# measured in bytes, has no more of them than one command may carry.
-_MOST_BESIDES = MOST_BYTES // MOST_MESSAGES
+# More than header, tag, names and numbers take.
+_MOST_BESIDES = 1024
 
 
 class Mould:
@@ -42,13 +41,13 @@ class Mould:
         """Make the mould for one partition of the queue, of so many."""
         config = app.config
         number, count = partition
-        queue = self.place = keys.place(options.queue or config.default_queue, number)
+        self.place = keys.place(options.queue or config.default_queue, number)
         priority = keys.DEFAULT_PRIORITY if options.priority is None else options.priority
         ttl, headers = options.result_ttl, options.headers
-        self.base = keys.base(app.name, queue)
+        self.base = keys.base(app.name, self.place)
         self._app, self.task, self.options = app, task, options
         self.replicas = replicas(options.durability or config.durability)
-        self._seal = app.seal(Domain.MESSAGE, queue)
+        self._seal = app.seal(Domain.MESSAGE, self.place)
         self._serializer = options.serializer or config.serializer
         self._most_bytes = config.max_message_bytes
         self._lane = keys.lane(task, priority)
@@ -72,6 +71,10 @@ class Mould:
         self.besides = _MOST_BESIDES + len(msgspec.msgpack.encode(self._headers))
         # Arguments up to this size make no message that is too large.
         self._close_to_most = self._most_bytes - self.besides
+
+    def choose(self) -> Mould:
+        """Return itself, as `Spread.choose` returns the one for the next call."""
+        return self
 
     def write(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Written:
         """Return how the arguments are written, and their bytes.

@@ -102,8 +102,7 @@ def _is_first(app: TaskQ, signature: Signature[Any]) -> bool:
     if app.partitions.is_open(signature.queue):
         return False
     mould = mould_of(app, signature.task, signature.options)
-    one = mould if isinstance(mould, Mould) else mould.choose()
-    one.write(signature.args, signature.kwargs)
+    mould.choose().write(signature.args, signature.kwargs)
     return True
 
 
@@ -112,7 +111,7 @@ def _known_mould(app: TaskQ, signature: Signature[Any]) -> Mould | None:
     mould = app.moulds.get(signature.task)
     if mould is None or mould.options is not signature.options or signature.app is not app:
         return None
-    return mould if isinstance(mould, Mould) else mould.choose()
+    return mould.choose()
 
 
 def _new_mould(app: TaskQ, signature: Signature[Any]) -> Mould:
@@ -121,7 +120,7 @@ def _new_mould(app: TaskQ, signature: Signature[Any]) -> Mould:
     if len(app.moulds) >= _MOST_MOULDS:
         app.moulds.clear()
     app.moulds[signature.task] = mould
-    return mould if isinstance(mould, Mould) else mould.choose()
+    return mould.choose()
 
 
 def _expect(app: TaskQ, place: str, one: Outgoing, who: object) -> None:

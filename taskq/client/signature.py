@@ -84,11 +84,11 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.queue is not None:
-            check_name("queue", self.queue)
+            object.__setattr__(self, "queue", check_name("queue", self.queue))
         if self.priority is not None:
             check_priority(self.priority)
         if self.id is not None:
-            message.check_name(self.id)
+            object.__setattr__(self, "id", message.check_name(self.id))
         self._check_partition_key()
         self._check_times()
         if self.serializer is not None and self.serializer not in SERIALIZERS:

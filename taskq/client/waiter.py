@@ -33,9 +33,11 @@ log = logging.getLogger("taskq.client")
 
 # How long a reader blocks before it looks whether it should end.
 _READ_SECONDS = 1.0
+# So many channels may be left before Redis is told, with no new one to tell of.
 _MOST_STALE = 100
 # How many outcomes are listened for that nobody waits for yet.
 _MOST_AHEAD = 64
+# Between two attempts to connect, at first and at most.
 _RECONNECT_SECONDS = (0.05, 1.0)
 
 
@@ -99,7 +101,7 @@ class Waiter:
         self._hasty: weakref.WeakKeyDictionary[object, bytes] = weakref.WeakKeyDictionary()
         self._connection: Any = None
         # After a broken connection: how long to rest before the next one.
-        self._rest = 0.0
+        self._pause = 0.0
         # Blocking callers that rest, because another one reads.
         self._resting: list[Wait] = []
         # The waits of those who await, and the thread that reads for them.
@@ -291,18 +293,20 @@ class Waiter:
                     self._endpoint.translate(error, sent=True, of=self._connection)
                 log.debug("waiting: %s: %s", self._endpoint.place, error)
                 self._disconnect()
-                self._rest = min(max(2 * self._rest, _RECONNECT_SECONDS[0]), _RECONNECT_SECONDS[1])
+                self._pause = min(
+                    max(2 * self._pause, _RECONNECT_SECONDS[0]), _RECONNECT_SECONDS[1]
+                )
             except BaseException:
                 # Interrupted in the midst of a reply: the next reader would read the rest.
                 self._disconnect()
                 raise
 
     def _connect(self, left: float) -> None:
-        if self._rest > 0:
-            clock.sleep(min(self._rest, left))
+        if self._pause > 0:
+            clock.sleep(min(self._pause, left))
         # Whoever waits for a short time does not wait longer for a host that is silent.
         connection = self._endpoint.open(max(0.05, min(SOCKET_TIMEOUT, left)), listens=True)
-        self._rest = 0.0
+        self._pause = 0.0
         with self._lock:
             self._connection = connection
             for channel, waits in self._waits.items():

@@ -26,6 +26,7 @@ log = logging.getLogger("taskq.client")
 WINDOW = 1000
 # A publish can be lost with its connection; then this is how late we notice.
 REREAD_SECONDS = 4.0
+# After so long without an outcome we look whether any worker is there, and warn.
 PATIENCE_SECONDS = 3.0
 # What was sent so short a time ago is hardly over: to be told costs less than to ask.
 _HARDLY_SECONDS = 0.002

@@ -139,7 +139,8 @@ def check_name(name: object) -> str:
     if "@" in name:
         msg = f"id {name!r}: '@' is kept for the queue"
         raise ConfigError(msg)
-    return name
+    # As in `config.check_name`.
+    return str.__str__(name)
 
 
 def id_of(app: str, name: object) -> str:

@@ -29,7 +29,7 @@ class Queue(msgspec.Struct, frozen=True):
     partitions: int | None = None
 
     def __post_init__(self) -> None:
-        check_name("queue", self.name)
+        msgspec.structs.force_setattr(self, "name", check_name("queue", self.name))
         if self.partitions is not None:
             check_partitions(self.name, self.partitions)
 
@@ -66,7 +66,8 @@ def check_key(key: object) -> str:
     if isinstance(key, bool) or not isinstance(key, (str, int)):
         msg = f"partition_key must be a str or an int, not {type(key).__name__}"
         raise TypeError(msg)
-    text = str(key)
+    # Of an enum, its value.
+    text = str.__str__(key) if isinstance(key, str) else str(int(key))
     if not 1 <= len(text) <= _MOST_KEY:
         msg = f"partition_key must have 1 to {_MOST_KEY:,} characters, not {len(text):,}"
         raise ValueError(msg)

@@ -25,10 +25,10 @@ class Slots:
         # Whether a task keeps the event loop to itself.
         self.kept: Callable[[], bool] = lambda: False
         # How many messages wait for a thread, and for their turn on the loop.
-        self.waiting: Callable[[], int] = lambda: 0
-        self.lining_up: Callable[[], int] = lambda: 0
+        self.threads_waiting: Callable[[], int] = lambda: 0
+        self.coroutines_waiting: Callable[[], int] = lambda: 0
         # Messages, and how many of them are quick.
-        self.put_threads: Callable[[list[Delivery], int], None] = lambda _messages, _wake: None
+        self.put_threads: Callable[[list[Delivery], int], None] = lambda _messages, _quick: None
         self.put_coroutines: Callable[[list[Delivery]], None] = lambda _messages: None
         # Messages that are to be cancelled, with the reason; they are held until they end.
         self.cancelled: dict[Delivery, bytes] = {}
@@ -115,7 +115,7 @@ class Books:
                 self._slots.cancelled.pop(done.delivery, None)
         return left
 
-    def fields_of(self, queue: str) -> dict[bytes, Delivery]:
+    def held_of(self, queue: str) -> dict[bytes, Delivery]:
         """Return what is held of a queue, by its field in `running:<worker>`."""
         return {one.field: one for one in self.held if one.claim.queue == queue}
 
@@ -134,10 +134,13 @@ class Books:
             return Room(threads=1) if turn % 2 else Room(coroutines=1)
         caps: dict[str, int] = {}
         free: dict[str, int] = {}
-        for kind, lines_up in (("t", self._slots.waiting), ("c", self._slots.lining_up)):
+        for kind, count_waiting in (
+            ("t", self._slots.threads_waiting),
+            ("c", self._slots.coroutines_waiting),
+        ):
             # Before those are counted that wait: one may start meanwhile.
             slow = self._slow_waiting(kind)
-            waiting = lines_up() + self._coming[kind]
+            waiting = count_waiting() + self._coming[kind]
             free[kind] = self._free(kind, self._ahead(kind, waiting, slow))
             if self._has_slot_for_quick(kind):
                 caps |= self._meters[kind].caps(waiting)

@@ -101,9 +101,9 @@ class Child:
         )
         engine = Engine(app, plan)
         engine.exchange.orders.terminate = lambda order: self._tell_to_end(order.id.decode())
-        engine.exchange.enrolled = lambda: self._tell_members(engine)
+        engine.exchange.after_enrolling = lambda: self._tell_members(engine)
         if orders["burst"]:
-            engine.exchange.retrying = set()
+            engine.exchange.handover.retrying = set()
             engine.exchange.after_turn = self._chained(
                 engine.exchange.after_turn, self._tell_retrying
             )
@@ -221,9 +221,9 @@ class Child:
 
     def _count_ended(self) -> None:
         engine, most = self._engine, self._orders["max_tasks"]
-        if engine is not None and engine.exchange.ended >= most and not self._spent:
+        if engine is not None and engine.exchange.handover.ended >= most and not self._spent:
             self._spent = True
-            why = f"it ran {engine.exchange.ended:,} messages"
+            why = f"it ran {engine.exchange.handover.ended:,} messages"
             self._channel.send({"kind": "spent", "why": why})
 
     def _drain(self, engine: Engine, seconds: float) -> None:
@@ -260,14 +260,14 @@ class Child:
 
     def _tell_retrying(self) -> None:
         engine = self._engine
-        count = len(engine.exchange.retrying or ()) if engine else 0
+        count = len(engine.exchange.handover.retrying or ()) if engine else 0
         if self._retrying != count:
             self._retrying = count
             self._channel.send({"kind": "retrying", "count": self._retrying})
 
     def _prune_retrying(self, engine: Engine) -> None:
         """Forget the retries that another worker took."""
-        retrying = engine.exchange.retrying or set()
+        retrying = engine.exchange.handover.retrying or set()
         ids = list(retrying)
         for port in engine.exchange.ports:
             if not ids:

@@ -23,6 +23,9 @@ from taskq.model.signing import Seal
 if TYPE_CHECKING:
     from taskq.client.task import Task
 
+# A claimed message that did not start within this goes back: another slot may be free.
+START_SECONDS = 0.1
+
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Claim:
@@ -152,14 +155,19 @@ class Slot(Protocol):
 
     # What runs here and may be interrupted: the task's own code, nothing of ours.
     current: Delivery | None
+
+    # Raise `exception` in the task if `delivery` is current; return whether it was.
+    def interrupt(self, delivery: Delivery, exception: type[BaseException]) -> bool: ...
+
+
+class SyncSlot(Slot, Protocol):
+    """The same for a call on a thread."""
+
     # Whether an interrupt was under way while `current` was left.
     touched: bool
 
     # Wait until that interrupt is over, and take back what did not arrive.
     def leave(self) -> None: ...
-
-    # Raise `exception` in the task if `delivery` is current; return whether it was.
-    def interrupt(self, delivery: Delivery, exception: type[BaseException]) -> bool: ...
 
 
 class AsyncSlot(Slot, Protocol):
@@ -190,3 +198,9 @@ class Done(msgspec.Struct, frozen=True, gc=False):
     late: bool = False
     # The message is signed with a key this process does not hold.
     unknown_key: bool = False
+
+
+def given_back(delivery: Delivery, *, late: bool = False, unknown_key: bool = False) -> Done:
+    """Return the end of a claim without an attempt: the message goes back, uncounted."""
+    finish = Finish("b", delivery.field)
+    return Done(delivery, finish, late=late, unknown_key=unknown_key)

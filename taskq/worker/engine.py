@@ -28,9 +28,9 @@ from taskq.model import clock
 from taskq.worker.bell import Bell
 from taskq.worker.board import Board
 from taskq.worker.books import Slots
-from taskq.worker.delivery import Delivery, take_back
+from taskq.worker.delivery import START_SECONDS, Delivery, take_back
 from taskq.worker.exchange import ASK_SECONDS, GATHER_SECONDS, Exchange
-from taskq.worker.executor import START_SECONDS, Executor
+from taskq.worker.executor import Executor
 from taskq.worker.outbox import Outbox
 from taskq.worker.pools.coroutines import CoroutinePool
 from taskq.worker.pools.threads import ThreadPool
@@ -91,7 +91,7 @@ class Engine:
         self._lifespan: AbstractContextManager[Any] | AbstractAsyncContextManager[Any] | None = None
         self._board = Board(plan.threads + plan.coroutines, plan.board)
         self._executor = Executor(app, plan.name, self._board)
-        # Until when it sleeps by itself; infinite while it is awake.
+        # Until when the tender sleeps; infinite while it is awake, or sleeps until it is called.
         self._tend_at = math.inf
         self._outbox = Outbox(self._ended)
         slots = Slots(plan.threads, plan.coroutines, alone=plan.alone)
@@ -112,8 +112,8 @@ class Engine:
         self._coroutines = CoroutinePool(
             plan.coroutines, self._executor.arun, self._outbox, self._post
         )
-        slots.waiting = self._threads.buffer.__len__
-        slots.lining_up = self._coroutines.buffer.__len__
+        slots.threads_waiting = self._threads.buffer.__len__
+        slots.coroutines_waiting = self._coroutines.buffer.__len__
         slots.put_threads = self._threads.put
         slots.put_coroutines = self._coroutines.put
         slots.interrupt, slots.cancelled = self._interrupt, self._executor.cancelled
@@ -168,7 +168,7 @@ class Engine:
         """Claim no more; give back what was claimed and did not start."""
         if self.phase is Phase.RUNNING:
             self.phase = Phase.QUIET
-            self.exchange.quiet = True
+            self.exchange.handover.quiet = True
             self._give_back(math.inf)
             # The bell must not take a ring that another worker would answer.
             self._kick_bell()
@@ -214,7 +214,7 @@ class Engine:
         return ended
 
     def silence(self) -> float:
-        """Return for how many seconds no turn was taken; 0 where none is to be taken."""
+        """Return for how many seconds no turn has ended well; 0 where none is to be taken."""
         if self.phase is not Phase.RUNNING or not self.exchange.open_kinds():
             return 0.0
         return clock.monotonic() - self.exchange.reached_at

@@ -1,7 +1,7 @@
 """What a child says to Redis and hears: ends of attempts one way, claimed messages back.
 
 Any thread may lead: the one that finds work missing sends what is finished, for all, and
-hands out what comes back. There is one exchange at a time.
+hands out what comes back. There is one exchange at a time. What it carries is in `handover`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from taskq.broker.line import Line
 from taskq.errors import BrokerError, BrokerUnavailable
 from taskq.model import clock
 from taskq.worker.board import Board
-from taskq.worker.books import Books, Slots
-from taskq.worker.delivery import Claim, Delivery, Done
+from taskq.worker.books import Slots
+from taskq.worker.handover import Handover
 from taskq.worker.orders import Orders
 from taskq.worker.outbox import Outbox
 from taskq.worker.port import Badge, Port, Reach
@@ -29,12 +29,8 @@ from taskq.worker.rounds import Rounds
 
 log = logging.getLogger("taskq.worker")
 
-# A queue with messages of an unknown key is asked again after so many seconds.
-UNKNOWN_KEY_SECONDS = 30.0
 # A busy worker does not hear bells: it asks each queue so often of its own accord.
 ASK_SECONDS = 0.1
-# With so many messages to run, an exchange may be on its way meanwhile.
-AHEAD_LEAST = 16
 # How long an ended attempt may wait for company on its way to Redis.
 GATHER_SECONDS = 0.005
 # Where one node of a cluster is away, the others are not kept waiting for longer.
@@ -58,37 +54,30 @@ class Exchange:
         # One; but with a cluster one for each queue.
         self._reaches: dict[Line, Reach] = {}
         self.ports = [Port(app, queue, badge, self._reach(app, queue)) for queue in queues]
-        # No more claims. Set once, by the engine.
-        self.quiet = False
+        # What is claimed and not ended. Guarded as the ports are.
+        self.handover = Handover(self.ports, slots, board)
         # Called after each turn, outside the lock.
         self.after_turn: Callable[[], None] = lambda: None
         # Called when the child's id in a queue has changed.
-        self.enrolled: Callable[[], None] = lambda: None
-        # How many messages were run to an end.
-        self.ended = 0
+        self.after_enrolling: Callable[[], None] = lambda: None
         # Whether bells may have rung that nobody was there to hear.
         self.deaf: Callable[[], bool] = lambda: True
         # When the last turn began, whether Redis answered or not.
         self.turned_at = clock.monotonic()
-        # Messages of this child that wait for another attempt; kept for --burst only.
-        self.retrying: set[bytes] | None = None
         self._rounds = Rounds(self.ports)
-        self._by_queue = {port.queue: port for port in self.ports}
         self._slots, self._outbox = slots, outbox
         self.orders = Orders(app, access.keyring, slots)
         self._closed = False
-        # Whether a claim was asked for since the last turn.
+        # Whether somebody asked for a turn since the last one began: to claim, to cancel, or to
+        # make sure.
         self._asked = True
-        # One exchange at a time. Guards the ports and all below.
+        # One exchange at a time. Guards the ports, but for what asks for a turn, and all below.
         self._lock = threading.Lock()
-        self._books = Books(slots, board, list(self._by_queue))
         # The port whose exchange stands behind the bell's blocked call; see `reserve`.
         self._reserved: Port | None = None
         # The port whose exchange is on its way, and when it is looked for at the latest.
         self._under_way: Port | None = None
         self._look_at = math.inf
-        # What came and is handed out when the next exchange is on its way.
-        self._brought: tuple[Claim, Exchanged] | None = None
         self._turns = 0
         # Whether the ports are to be asked though nothing was announced.
         self._unheard = True
@@ -99,7 +88,7 @@ class Exchange:
         """Let the next turn claim, from these queues or from all."""
         for port in self.ports:
             if queues is None or port.queue in queues:
-                port.hungry, port.rung = True, queues is not None
+                port.hungry, port.rung = True, port.rung or queues is not None
         self._asked = True
 
     def look_round(self) -> None:
@@ -159,7 +148,7 @@ class Exchange:
             return None
         try:
             (port,), now = self.ports, clock.monotonic()
-            room = self._room(port, now)
+            room = self.handover.room(port, now, self._turns)
             idle = not (self._closed or self._wanted() or self._under_way or self.holding)
             if room.empty or port.reach.retry_at or not idle:
                 return None
@@ -185,7 +174,7 @@ class Exchange:
             answer = port.end(line)
             self.turned_at = self.reached_at = port.asked_at = clock.monotonic()
             self._heed(port, answer)
-            self._unpack()
+            self.handover.hand_out()
         self._tell()
         return answer is not None
 
@@ -196,8 +185,8 @@ class Exchange:
                 # Once more, whatever was before.
                 reach.retry_at = 0.0
             self._receive()
-            self._settle(self._outbox.take())
-            self._give_back(self._books.held)
+            self.handover.settle(self._outbox.take())
+            self.handover.give_all_back()
             while len(self._outbox) or any(self._sendable(port) for port in self.ports):
                 self._turn()
             if any(map(self._unsent, self.ports)):
@@ -212,21 +201,21 @@ class Exchange:
                 if port.reach in away:
                     continue
                 try:
-                    port.leave(port.reach.line)
+                    port.leave()
                 except BrokerError as error:
                     log.warning("the lease is left to run out: %s", error)
                     away.add(port.reach)
             self._lines.close()
-        self.enrolled()
+        self.after_enrolling()
 
     @property
     def holding(self) -> int:
         """How many messages are claimed and not ended, or ended and not sent."""
-        return len(self._books.held) + self._books.coming + sum(map(self._unsent, self.ports))
+        return self.handover.held + sum(map(self._unsent, self.ports))
 
     def open_kinds(self) -> str:
         """Return the kinds of slot with room: what the bell should listen for."""
-        return "" if self.quiet else self._books.open_kinds()
+        return self.handover.open_kinds()
 
     def paused(self) -> frozenset[str]:
         """Return the queues of which nothing is claimed now: their bells would ring on and on."""
@@ -255,7 +244,7 @@ class Exchange:
             return False
         if self._under_way is not None:
             # While there is something to run, Redis may take its time.
-            return not self._slots.waiting() or now >= self._look_at
+            return not self._slots.threads_waiting() or now >= self._look_at
         if self._asked or self._outbox.since is not None:
             return True
         return any(
@@ -293,7 +282,7 @@ class Exchange:
         """Send what ended to each queue concerned, and claim what there is room for."""
         self._asked, self.turned_at, self._reserved = False, clock.monotonic(), None
         # While Redis is still at work on what is on its way.
-        self._settle(self._outbox.take())
+        self.handover.settle(self._outbox.take())
         self._collect()
         self._turns += 1
         self._unheard = self.deaf()
@@ -305,9 +294,9 @@ class Exchange:
             self._collect()
             if not port.reach.away(self.turned_at):
                 self._visit(port)
-            self._unpack()
+            self.handover.hand_out()
         # With enough to run meanwhile, the reply is read when that is done.
-        if self._slots.waiting() < AHEAD_LEAST:
+        if not self.handover.plenty:
             self._receive()
         failed = [reach for reach in self._reaches.values() if reach.retry_at]
         if len(failed) < len(self._reaches):
@@ -318,7 +307,7 @@ class Exchange:
 
     def _may_wait(self, port: Port) -> bool:
         """Whether a port can have a later turn: Redis is at work, and here is much to run."""
-        if self._under_way is None or self._slots.waiting() < AHEAD_LEAST:
+        if self._under_way is None or not self.handover.plenty:
             return False
         due = port.rung or port.due_at <= self.turned_at
         return not due and self.turned_at - port.visited_at < ASK_SECONDS
@@ -330,7 +319,7 @@ class Exchange:
             return  # it broke again; what was claimed meanwhile is in the reply that is to come
         try:
             for port in reach.ports:
-                port.disclaim(reach.line, set(self._books.fields_of(port.queue)))
+                port.disclaim(set(self.handover.held_of(port.queue)))
         except BrokerError as error:
             reach.back_off(error)
         else:
@@ -357,16 +346,16 @@ class Exchange:
         if now - port.asked_at > ASK_SECONDS and (self._unheard or not port.divided):
             port.hungry = True
         if port.doubted:
-            port.make_sure(port.reach.line)
+            port.make_sure()
         if not port.enrolled:
-            port.enrol(port.reach.line)
-            self.enrolled()
-        for finish, verdict in port.offer_strays(port.reach.line):
-            self._note(finish, verdict)
+            port.enrol()
+            self.after_enrolling()
+        for finish, verdict in port.offer_strays():
+            self.handover.hear(finish, verdict)
         if port.summoned:
-            self._unpack()
-            self.orders.obey(port, self._books.fields_of(port.queue))
-        room = self._room(port, now)
+            self.handover.hand_out()
+            self.orders.obey(port, self.handover.held_of(port.queue))
+        room = self.handover.room(port, now, self._turns)
         if not port.unsent and not port.rung and (room.empty or not port.hungry):
             return
         self._begin(port, room, now)
@@ -374,33 +363,34 @@ class Exchange:
     def _begin(self, port: Port, room: Room, now: float) -> None:
         if not room.empty:
             port.asked_at = now
-        port.begin(port.reach.line, room)
+        port.begin(room)
         self._under_way, self._look_at = port, now + GATHER_SECONDS
 
     def _post(self, port: Port) -> None:
         if not (port.at_ease and self._outbox.light):
             return
-        self._settle(self._outbox.take())
+        self.handover.settle(self._outbox.take())
         self.turned_at = clock.monotonic()
         try:
-            self._begin(port, self._room(port, self.turned_at), self.turned_at)
+            self._begin(port, self.handover.room(port, self.turned_at, self._turns), self.turned_at)
         except BrokerError as error:
             port.reach.back_off(error)
             return
-        if self._slots.waiting() < AHEAD_LEAST:
+        if not self.handover.plenty:
             self._look_at = self.turned_at
 
     def _receive(self) -> None:
-        """Take the reply to the exchange that is on its way, if there is one, and hand it out."""
+        """Collect, and hand out at once."""
         self._collect()
-        self._unpack()
+        self.handover.hand_out()
 
     def _collect(self) -> None:
-        """Take that reply; what it brought may be left to `_unpack`."""
+        """Take the reply to the exchange under way, if any; what it brought is handed out later."""
         port, self._under_way, self._look_at = self._under_way, None, math.inf
         if port is None:
             return
-        self._unpack()
+        # The handover keeps what one reply brought: that must be out before the next.
+        self.handover.hand_out()
         try:
             answer = port.end(port.reach.line)
         except BrokerError as error:
@@ -412,75 +402,20 @@ class Exchange:
         """Take note of a reply, if there is one to what was sent last."""
         if answer is not None:
             reply, finishes = answer
-            if self.retrying is not None or "l" in reply.verdicts:
-                for finish, verdict in zip(finishes, reply.verdicts, strict=False):
-                    self._note(finish, verdict)
+            self.handover.hear_all(finishes, reply.verdicts)
             if reply.claimed:
                 self._rounds.serve(port)
-                self._bring(port, reply)
-                if reply.more and self._slots.waiting() + self._books.coming >= AHEAD_LEAST:
+                self.handover.bring(port, reply)
+                if reply.more and self.handover.plenty_to_come:
                     # What is left is claimed while that runs.
                     self._asked = True
             if reply.summoned and self.orders.summon(port):
                 self._asked = True
         self._asked = self._asked or port.doubted or not port.enrolled
 
-    def _bring(self, port: Port, reply: Exchanged) -> None:
-        """Take claimed messages; many are handed out when Redis is at work for us again."""
-        claim = Claim(port.queue, port.worker, port.seq, reply.now_us, clock.monotonic())
-        self._brought = claim, reply
-        self._books.expect(reply)
-        if len(reply.claimed) < AHEAD_LEAST:
-            self._unpack()
-
-    def _unpack(self) -> None:
-        """Put what was brought on the books, and into the pools."""
-        if self._brought is None:
-            return
-        (claim, reply), self._brought = self._brought, None
-        claimed = self._books.enter(claim, reply)
-        if self.retrying is not None:
-            self.retrying.difference_update(raw[12:44] for _, raw in reply.claimed)
-        if self.quiet:
-            self._give_back([*claimed.threads, *claimed.coroutines])
-            return
-        if claimed.threads:
-            self._slots.put_threads(claimed.threads, claimed.quick)
-        if claimed.coroutines:
-            self._slots.put_coroutines(claimed.coroutines)
-
     def _reach(self, app: str, queue: str) -> Reach:
         line = self._lines.of(keys.base(app, queue))
         return self._reaches.setdefault(line, Reach(line))
-
-    def _room(self, port: Port, now: float) -> Room:
-        if self.quiet or now < port.paused_until:
-            return Room()
-        return self._books.room(self._turns)
-
-    def _settle(self, ended: Iterable[Done]) -> None:
-        """Take ended attempts off the books, and put them in line to be sent."""
-        for done in self._books.leave(ended):
-            self.ended += bool(done.task)
-            claim = done.delivery.claim
-            port = self._by_queue[claim.queue]
-            if done.unknown_key:
-                port.paused_until = clock.monotonic() + UNKNOWN_KEY_SECONDS
-            port.add(done.finish, claim.worker)
-
-    def _give_back(self, deliveries: Iterable[Delivery]) -> None:
-        # Newest first: the oldest comes to stand at the end that is popped.
-        ones = sorted(deliveries, key=lambda one: one.field[32:] + one.field, reverse=True)
-        self._settle(Done(one, Finish("b", one.field)) for one in ones)
-
-    def _note(self, finish: Finish, verdict: str) -> None:
-        if verdict == "l" and finish.kind == "b":
-            log.debug("%s was given back already", finish.field[:32].decode())
-        elif verdict == "l":
-            name = finish.field[:32].decode()
-            log.warning("an outcome of %s came too late: another claim has the message", name)
-        elif finish.kind == "y" and self.retrying is not None:
-            self.retrying.add(finish.field[:32])
 
 
 def _pass_over(line: Line) -> None:

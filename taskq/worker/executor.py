@@ -17,7 +17,16 @@ from taskq.model.outcome import Outcome, RetryIn
 from taskq.model.signing import Domain, Seal, UnknownKey
 from taskq.worker.alarms import Alarm, Alarms
 from taskq.worker.board import ENDED, STARTED, Board
-from taskq.worker.delivery import AsyncSlot, Attempt, Delivery, Done, Slot
+from taskq.worker.delivery import (
+    START_SECONDS,
+    AsyncSlot,
+    Attempt,
+    Delivery,
+    Done,
+    Slot,
+    SyncSlot,
+    given_back,
+)
 from taskq.worker.judge import NAMED_TTL_MS, Judge
 
 if TYPE_CHECKING:
@@ -26,8 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("taskq.worker")
 
-# A claimed message that did not start within this goes back: another slot may be free.
-START_SECONDS = 0.1
 _MOST_WORDS = 500
 
 
@@ -48,7 +55,7 @@ class Executor:
         # Messages that are to be cancelled, with the reason. Filled by the exchange.
         self.cancelled: dict[Delivery, bytes] = {}
 
-    def run(self, delivery: Delivery, slot: Slot) -> Done:
+    def run(self, delivery: Delivery, slot: SyncSlot) -> Done:
         """Run one message on this thread."""
         attempt = self._open(delivery)
         if isinstance(attempt, Done):
@@ -111,7 +118,7 @@ class Executor:
 
     def release(self, delivery: Delivery) -> Done:
         """Give a message back, uncounted."""
-        return Done(delivery, Finish("b", delivery.field), late=True)
+        return given_back(delivery, late=True)
 
     def _open(self, delivery: Delivery) -> Attempt | Done:
         """Verify and decode; return the attempt, or why there is none."""
@@ -126,7 +133,7 @@ class Executor:
             envelope = message.open_envelope(delivery.raw, messages)
         except UnknownKey as error:
             log.error("%s: %s; is TASKQ_SECRET the same everywhere?", claim.queue, error)
-            return Done(delivery, Finish("b", delivery.field), unknown_key=True)
+            return given_back(delivery, unknown_key=True)
         except Refused as error:
             return self._refuse(delivery, str(error))
         task = self._tasks.get(envelope.task)
@@ -182,7 +189,7 @@ class Executor:
             # No claim would ever drop it: it would come and go without end.
             return self._refuse(delivery, "its header lets it start after its deadline")
         # The claim that meets it next tells whoever waits.
-        return Done(delivery, Finish("b", delivery.field))
+        return given_back(delivery)
 
     def _note_limits(
         self,

@@ -82,7 +82,10 @@ class Reach:
 
 
 class Port:
-    """One queue, as a child sees it. Touched under the exchange's lock only."""
+    """One queue, as a child sees it.
+
+    Touched under the exchange's lock; only the flags that ask for something are set by any thread.
+    """
 
     def __init__(self, app: str, queue: str, badge: Badge, reach: Reach) -> None:
         self.queue = queue
@@ -141,60 +144,60 @@ class Port:
         else:
             self._strays.append((worker, finish))
 
-    def enrol(self, line: Line) -> None:
+    def enrol(self) -> None:
         """Become a member under a new id."""
         for finish in self._finishes:
             self._strays.append((self.worker, finish))
         self._finishes.clear()
         self.worker, self._seq, self._pending = secrets.token_hex(16).encode(), 0, None
-        self._introduce(line)
+        self._introduce()
 
-    def _introduce(self, line: Line) -> None:
+    def _introduce(self) -> None:
         badge = self._badge
-        line.run(
+        self.reach.line.run(
             claims.enrol(
                 self.base, self.worker, badge.lease_ms, badge.name, badge.digest, badge.kinds
             )
         )
         self.enrolled = self.hungry = True
 
-    def make_sure(self, line: Line) -> None:
+    def make_sure(self) -> None:
         """Make the tasks known again, if Redis forgot them; see whether the lease is lost."""
         if self._pending is not None:
             return  # its answer tells, and it must not be given up before that
         badge = self._badge
         if self.enrolled:
             command = claims.renew(self.base, self.worker, badge.lease_ms, badge.digest)
-            word = line.run(command).word
+            word = self.reach.line.run(command).word
             if word == "unknown":
                 log.warning("Redis forgot the tasks on %s; telling it again", self.queue)
-                self._introduce(line)
+                self._introduce()
             elif word == "lost":
                 self._lose(word)
         self.doubted = False
 
-    def leave(self, line: Line) -> None:
+    def leave(self) -> None:
         """Give up the lease."""
         if self.enrolled:
-            line.run(claims.reclaim(self.base, self._badge.lease_ms, 0, self.worker))
+            self.reach.line.run(claims.reclaim(self.base, self._badge.lease_ms, 0, self.worker))
             self.enrolled = False
 
-    def offer_strays(self, line: Line) -> Iterable[tuple[Finish, str]]:
+    def offer_strays(self) -> Iterable[tuple[Finish, str]]:
         """Send outcomes under the id they were claimed by: they count if nobody took over."""
         while self._strays:
             worker, finish = self._strays[0]
-            reply = line.run(self._command(worker, _LAST_SEQ, (finish,), Room()))
+            reply = self.reach.line.run(self._command(worker, _LAST_SEQ, (finish,), Room()))
             self._strays.popleft()
             yield finish, reply.verdicts
 
-    def disclaim(self, line: Line, held: set[bytes]) -> None:
+    def disclaim(self, held: set[bytes]) -> None:
         """Give back what Redis takes for ours and is not.
 
         After a power loss or a failover it may be as it was before we ended some messages;
         as long as this child lives, nobody else would take them.
         """
         known = held | {finish.field for finish in self._finishes}
-        fields = line.call("HKEYS", keys.running(self.base, self.worker.decode()))
+        fields = self.reach.line.call("HKEYS", keys.running(self.base, self.worker.decode()))
         forgotten = [field for field in fields if field not in known]
         # Newest first: the oldest comes to stand at the end that is popped.
         for field in sorted(forgotten, key=lambda one: one[32:] + one, reverse=True):
@@ -203,9 +206,9 @@ class Port:
             what = "%s: Redis forgot the ends of %d messages; they go back"
             log.warning(what, self.queue, len(forgotten))
 
-    def begin(self, line: Line, room: Room) -> None:
+    def begin(self, room: Room) -> None:
         """Send what ended, and ask for messages; `end` must follow, before all else."""
-        line.begin(self.next_call(room))
+        self.reach.line.begin(self.next_call(room))
 
     def next_call(self, room: Room) -> Command[Exchanged]:
         """Return the call for that: one that was not answered, or the next."""
@@ -220,7 +223,7 @@ class Port:
         """Return the reply to what was begun, and the finishes that its verdicts are on.
 
         None: Redis refused, or had heard of a later exchange. Where the connection broke,
-        the next `begin` sends the very same again.
+        the next `begin` sends the very same again. `line`: this queue's own, or the bell's.
         """
         command, finishes = cast("_Pending", self._pending)
         try:

@@ -25,7 +25,7 @@ from taskq.broker.cluster import (
 from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
 from taskq.broker.guides import Misplaced
-from taskq.broker.sync import MOST_LINES, MOST_STREAMS
+from taskq.broker.line import MOST_LINES, MOST_STREAMS
 from taskq.errors import BrokerError, BrokerUnavailable, ConfigError
 from taskq.model import clock
 from tests.broker.drivers import DRIVERS, Awaited, Blocking, all_of

@@ -22,8 +22,8 @@ from taskq.broker import commands, connection, keys, queries
 from taskq.broker.aio import AsyncBroker
 from taskq.broker.commands import Command
 from taskq.broker.connection import Endpoint
-from taskq.broker.line import AllInUse, Line
-from taskq.broker.sync import MOST_LINES, MOST_STREAMS, Broker
+from taskq.broker.line import MOST_LINES, MOST_STREAMS, AllInUse, Line
+from taskq.broker.sync import Broker
 from taskq.errors import BrokerError, BrokerFull, BrokerUnavailable, Interrupted
 from taskq.model import clock
 from taskq.model.states import State

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import gc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -75,10 +76,14 @@ def test_of_a_real_server_needs_the_client_no_more(
     asyncio.run(story())
 
 
+class Word(str, enum.Enum):  # noqa: UP042 - its text is not its value
+    ONE = "one"
+
+
 @pytest.mark.parametrize("size", [1, 1 << 16, (1 << 16) + 1, 1 << 20])
 def test_what_is_large_is_sent_as_it_is(size: int) -> None:
     large, last = b"x" * size, b"y" * size
-    words = ("EVALSHA", "0" * 40, 1, "é", large, -5, large, b"", last)
+    words = ("EVALSHA", "0" * 40, 1, "é", large, -5, 0.5, Word.ONE, large, b"", last)
     pieces = packed(words)
     assert b"".join(pieces) == pack(words)
     assert len(pieces) == (1 if size <= 1 << 16 else 7)

@@ -12,7 +12,7 @@ import pytest
 
 from taskq import TaskQ
 from taskq.broker import connection
-from taskq.broker.sync import MOST_LINES, MOST_STREAMS
+from taskq.broker.line import MOST_LINES, MOST_STREAMS
 from tests.eventually import until
 from tests.failure.proxy import Proxy, Request
 from tests.features.conftest import SECRET

@@ -21,7 +21,7 @@ from taskq import (
     TaskQ,
 )
 from taskq.broker import commands, keys
-from taskq.broker.sync import MOST_LASTING, MOST_LINES, MOST_STREAMS
+from taskq.broker.line import MOST_LASTING, MOST_LINES, MOST_STREAMS
 from taskq.model import clock
 from taskq.model.message import Envelope, Message, encode, new_id
 from taskq.model.signing import Domain

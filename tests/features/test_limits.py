@@ -16,7 +16,7 @@ import pytest
 
 import taskq
 from taskq import ConfigError, Context, RemoteError, SoftTimeLimitExceeded, TaskQ
-from taskq.broker.sync import MOST_LINES
+from taskq.broker.line import MOST_LINES
 from taskq.testing import running_worker
 from taskq.worker.pools.threads import _raise_in_thread
 from tests.eventually import let_pass, until

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import enum
 import threading
 import time
 from types import SimpleNamespace
@@ -55,6 +56,23 @@ def test_a_queue_that_nobody_declared_is_told_with_the_nearest(shop: Any) -> Non
         shop.note.options(queue="mial")
     with pytest.raises(ConfigError, match="mial"):
         shop.note.apply_async((1,), queue="mial")
+
+
+class Name(str, enum.Enum):  # noqa: UP042 - older than StrEnum: its text is not its value
+    QUEUE = "mail"
+    TASK = "note"
+    ORDER = "order-42"
+
+
+@pytest.mark.parametrize("size", [1, 1 << 17])
+def test_the_names_may_be_those_of_an_enum(shop: Any, size: int) -> None:
+    app, what = shop.app, b"x" * size
+    named = app.send_task(Name.TASK, (what,), queue=Name.QUEUE, id=Name.ORDER)
+    bulk = shop.note.options(queue=Name.QUEUE).map([what] * 2)
+    assert named.id == "order-42@mail"
+    assert {app.result(Name.ORDER + "@" + Name.QUEUE).status, bulk[0].status} == {State.QUEUED}
+    with running_worker(app):
+        assert taskq.gather([named, *bulk], timeout=20) == [what] * 3
 
 
 def test_options_do_not_change_the_task_they_come_from(shop: Any) -> None:

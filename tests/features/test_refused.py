@@ -17,7 +17,7 @@ from taskq.model import clock, message
 from taskq.model.message import BODY_AT, HEADER_BYTES, Envelope, Message, new_id
 from taskq.model.signing import Domain, Keyring, Seal
 from taskq.testing import running_worker
-from taskq.worker import exchange
+from taskq.worker import handover
 from taskq.worker.port import Port
 from tests.eventually import let_pass, until
 
@@ -218,7 +218,7 @@ def test_a_message_of_an_unknown_key_waits_for_a_worker_that_knows_it(
     new_app: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A deploy is under way, and some have the new key first: nothing is thrown away."""
-    monkeypatch.setattr(exchange, "UNKNOWN_KEY_SECONDS", 0.3)
+    monkeypatch.setattr(handover, "UNKNOWN_KEY_SECONDS", 0.3)
     ahead, behind, ready = apps_of(new_app, NEW, OLD, f"{OLD},{NEW}")
     result = ahead.send_task(ADD, (1, 2))
     with running_worker(behind, threads=1, coroutines=0):
@@ -266,7 +266,7 @@ def test_a_key_that_became_known_is_used_by_the_same_queue(
     new_app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other messages of the queue run again once the pause is over."""
-    monkeypatch.setattr(exchange, "UNKNOWN_KEY_SECONDS", 0.3)
+    monkeypatch.setattr(handover, "UNKNOWN_KEY_SECONDS", 0.3)
     stranger, own = apps_of(new_app, OTHER, OLD)
     waits = stranger.send_task(ADD, (1, 2))
     with running_worker(own, threads=2):

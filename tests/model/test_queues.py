@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
 from typing import Any
 
@@ -41,7 +42,11 @@ def test_keys_are_spread_evenly() -> None:
     assert min(found.values()) > 800
 
 
-@pytest.mark.parametrize(("key", "text"), [("a", "a"), (7, "7"), (-1, "-1")])
+class Key(str, enum.Enum):  # noqa: UP042 - its text is not its value
+    A = "a"
+
+
+@pytest.mark.parametrize(("key", "text"), [("a", "a"), (7, "7"), (-1, "-1"), (Key.A, "a")])
 def test_a_key_is_text_or_a_number(key: Any, text: str) -> None:
     assert queues.check_key(key) == text
 

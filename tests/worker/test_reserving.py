@@ -188,14 +188,14 @@ def test_who_ends_while_another_reserves_is_not_forgotten(shop: Shop, line: Prox
     heard = Heard(line)
     with running_worker(shop.app, threads=1, coroutines=1) as engine:
         exchange, outbox = engine.exchange, engine._outbox
-        room = exchange._room
+        room = exchange.handover.room
 
         def end() -> None:
             outbox.put(Done(object(), Finish("b", b"")), quiet=True)  # type: ignore[arg-type]
             exchange.lead()
 
         def room_while_another_ends(*arguments: Any) -> Any:
-            exchange._room = room  # type: ignore[method-assign]
+            exchange.handover.room = room  # type: ignore[method-assign]
             other = threading.Thread(target=end)
             other.start()
             other.join()
@@ -204,6 +204,6 @@ def test_who_ends_while_another_reserves_is_not_forgotten(shop: Shop, line: Prox
 
         until(heard.rests)
         let_pass(0.1)  # until the tender sleeps
-        exchange._room = room_while_another_ends  # type: ignore[method-assign]
+        exchange.handover.room = room_while_another_ends  # type: ignore[method-assign]
         exchange.reserve()
         until(lambda: not len(outbox), 1)

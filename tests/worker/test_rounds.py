@@ -169,6 +169,16 @@ def heard(asked: list[str], port: Any, begin: Any, *arguments: Any) -> None:
     begin(*arguments)
 
 
+def test_a_bell_that_rang_is_answered_whatever_is_asked_besides(new_app: Any) -> None:
+    """Even without room: the answer rings for others."""
+    with running_worker(new_app(queues=["mail"])) as engine:
+        exchange = engine.exchange
+        with exchange._lock:  # no turn in between
+            exchange.ask(["mail"])
+            exchange.ask()
+            assert [port.queue for port in exchange.ports if port.rung] == ["mail"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["server", "cluster"])
 def test_an_idle_worker_sends_two_commands_a_second_to_a_node_at_most(

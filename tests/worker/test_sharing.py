@@ -18,7 +18,7 @@ from taskq.broker.line import Line
 from taskq.errors import Interrupted
 from taskq.testing import running_worker
 from taskq.worker.books import Books
-from taskq.worker.exchange import AHEAD_LEAST
+from taskq.worker.handover import AHEAD_LEAST
 from taskq.worker.port import Port
 from tests.eventually import let_pass, until
 
@@ -210,7 +210,7 @@ def test_a_backlog_of_quick_messages_lets_in_no_more_slow_ones_than_there_are_sl
         let_pass(0.03)
 
     def began(self: Port, *arguments: Any) -> None:
-        held.append(len(engine.exchange._books._slow["t"]))
+        held.append(len(engine.exchange.handover._books._slow["t"]))
         begin(self, *arguments)
 
     monkeypatch.setattr(Port, "begin", began)
@@ -237,7 +237,7 @@ def test_with_much_to_run_the_reply_to_one_queue_is_not_waited_for_to_ask_the_ne
         ran += 1
 
     def began(self: Port, *arguments: Any) -> None:
-        books = engine.exchange._books
+        books = engine.exchange.handover._books
         if len(books.held) + books.coming >= AHEAD_LEAST:
             begun[self] = ran
         begin(self, *arguments)
@@ -465,12 +465,12 @@ def test_who_is_cut_off_again_while_it_comes_back_gives_nothing_back_that_it_run
         if slow:
             let_pass(0.01)
 
-    def began(self: Port, line: Line, room: Room) -> None:
+    def began(self: Port, room: Room) -> None:
         nonlocal slow
         if len(ran) > 1000 and not room.empty and not victims:
             victims.append(self)
             slow = True
-        begin(self, line, room)
+        begin(self, room)
 
     def ended(self: Port, line: Line) -> Any:
         nonlocal cuts, slow

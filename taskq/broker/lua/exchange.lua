@@ -38,7 +38,7 @@ local all_held
 
 -- seldom: counts records lanes running scheduled dead cancels ends doubts arrivals
 
--- What `finish` does, for the many that succeeded and were held.
+-- What `finish` does, written out for the many that succeeded and were held.
 local function record_all(lot, verdicts)
   local record_of, channel_of, ttl_ms = base .. 'm:', base .. 'done:', lot.number
   for i = lot.first, lot.last, 2 do
@@ -66,7 +66,7 @@ end
 
 local repeated = sub(last, 1, 10) == seq
 local verdicts = {}
--- The first write removes, if only nothing: a full Redis must drain.
+-- The first write is one that frees, if only nothing: else a full Redis would refuse the script.
 if repeated or #ending == 0 then call('HDEL', running, '') end
 if repeated then
   verdicts[1] = string.match(last, ';(.*)$')
@@ -121,7 +121,7 @@ end
 
 -- here: claims
 
-for _, level in ipairs(levels()) do serve(level, level.priority) end
+for _, level in ipairs(levels()) do serve(level) end
 
 for first = 1, #claims, 1000 do
   local upto = math.min(first + 999, #claims)
@@ -129,7 +129,7 @@ for first = 1, #claims, 1000 do
   call('MSET', unpack(records, first, upto))
 end
 if #arrived > 0 then seldom().queue_rest(arrived) end
--- More is due than was looked at. Who has no slot left for it comes when there is one.
+-- More is due than was looked at. Others are rung for; if this worker has no slot, `more` says so.
 if due <= now then
   for _, lot in ipairs(arrived) do
     local task = task_of(lot.lane)
@@ -145,7 +145,7 @@ for kind in pairs(left) do
 end
 
 -- One worker with room watches for the next due time; the others need not wake for it.
--- Whose slots wait for what is behind that which is due comes again at once.
+-- If more is due, and there are slots for it, it comes again at once.
 local again = due <= now and not next(left)
 if again or (due > now and due < math.huge and room.t + room.c > 0) then
   local holder = call('GET', base .. 'timer')

@@ -11,15 +11,11 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from taskq.broker.claims import Finish
 from taskq.model import clock
-from taskq.worker.delivery import Delivery, Done
+from taskq.worker.delivery import START_SECONDS, Delivery, Done, given_back
 from taskq.worker.outbox import Outbox
 
 log = logging.getLogger("taskq.worker")
-
-# As long as a message may wait for its start.
-_KEPT_SECONDS = 0.1
 
 
 class LoopSlot:
@@ -27,14 +23,10 @@ class LoopSlot:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.current: Delivery | None = None
-        self.touched = False
         self.task: asyncio.Task[None] | None = None
         self._loop = loop
         self._guarded = False
         self._pending: type[BaseException] | None = None
-
-    def leave(self) -> None:
-        """Do nothing: interrupts come on the loop itself, between two steps of the task."""
 
     def guard(self, coroutine: Any) -> Guarded:
         """Let any exception be raised in a coroutine; unguarded it can only be cancelled."""
@@ -148,7 +140,7 @@ class CoroutinePool:
     def kept(self) -> bool:
         """Whether a task keeps the loop to itself: what is given to it now would only wait."""
         since = self._behind_since
-        return since is not None and clock.monotonic() - since > _KEPT_SECONDS
+        return since is not None and clock.monotonic() - since > START_SECONDS
 
     def call(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
         """Run a coroutine on the loop and wait for it, from another thread."""
@@ -200,7 +192,7 @@ class CoroutinePool:
         """Give back what a task of the app cancelled before its first step: none of it ran."""
         for slot, delivery in started:
             if slot in self._running and slot.task is not None and slot.task.done():
-                self._outbox.put(Done(delivery, Finish("b", delivery.field)))
+                self._outbox.put(given_back(delivery))
                 self._leave(slot)
 
     def _catch_up(self) -> None:
@@ -215,7 +207,7 @@ class CoroutinePool:
                 done = await self._run(delivery, slot)
             except Exception:
                 log.exception("something left the slot of a message; the message goes back")
-                done = Done(delivery, Finish("b", delivery.field))
+                done = given_back(delivery)
             # Not quietly: whatever else is on the loop may keep it before it comes to send this.
             self._outbox.put(done)
         finally:

@@ -17,9 +17,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from taskq.broker.claims import Finish
 from taskq.model import clock
-from taskq.worker.delivery import Delivery, Done
+from taskq.worker.delivery import Delivery, Done, given_back
 from taskq.worker.outbox import Outbox
 
 log = logging.getLogger("taskq.worker")
@@ -236,7 +235,7 @@ class ThreadPool:
                     done = self._run(delivery, slot)
                 except BaseException:
                     log.exception("something left the slot of a message; the message goes back")
-                    done, slot.touched = Done(delivery, Finish("b", delivery.field)), True
+                    done, slot.touched = given_back(delivery), True
                 # With nothing left to run, this very thread sends it.
                 self._outbox.put(done, quiet=not self.buffer and not slot.touched)
                 if slot.touched:

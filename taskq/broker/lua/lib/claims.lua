@@ -55,8 +55,8 @@ end
 
 -- The lanes of one priority share what room there is: the one served least comes next.
 local left = {}
-local function serve(lanes, priority)
-  local passes = base .. 'pass:' .. priority
+local function serve(lanes)
+  local passes = base .. 'pass:' .. lanes.priority
   for _, lane in ipairs(lanes) do
     lane.pass = #lanes > 1 and tonumber(call('ZSCORE', passes, lane.name) or 0) or 0
   end
