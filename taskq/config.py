@@ -7,7 +7,6 @@ read together, once, at the app's first use.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import re
@@ -327,5 +326,7 @@ def _warn_of_unknown(environ: Mapping[str, str], fields: Mapping[str, object]) -
 
 def nearest(name: str, known: Mapping[str, object] | set[str] | frozenset[str]) -> str:
     """Return `; did you mean 'x'?` for the most similar known name, or nothing."""
+    import difflib  # noqa: PLC0415 - half a millisecond, and most names are right
+
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -33,15 +33,15 @@ MOST_LASTING = MOST_LINES // 2
 # So many may be kept from the first page to the last by who sends very many, and more would not be
 # faster: what is sent alone finds another one, beside these and those that wait.
 MOST_STREAMS = MOST_LINES // 4
-# What is larger than this is not copied to be sent.
-_LARGE = 1 << 16
+# What is larger than this is not copied to be sent. Of so many words none is, mostly: to look at
+# each would take longer.
+_LARGE, _MANY = 1 << 16, 64
 
 
 def packed(words: Words) -> list[bytes]:
     """Return the bytes of a command, in the pieces in which they are to be sent."""
-    for word in words:
-        if type(word) is bytes and len(word) > _LARGE:
-            return _in_pieces(words)
+    if len(words) < _MANY and any(type(word) is bytes and len(word) > _LARGE for word in words):
+        return _in_pieces(words)
     return [pack(words)]
 
 

@@ -43,7 +43,7 @@ class Judge:
 
     def returned(self, attempt: Attempt, value: Any) -> Outcome:
         """Return the outcome of an attempt that returned."""
-        terms = self._terms_of(attempt.task)
+        terms = self._terms.get(attempt.task) or self._make_terms(attempt.task)
         if terms.reads_results:
             ended = self._ended(attempt).returned(value)
             if attempt.task.retry_policy.wants(ended.state):
@@ -75,7 +75,7 @@ class Judge:
         """Return the outcome of an attempt after which there is none."""
         self._tell(attempt, error)
         history = self._history(attempt, error, 0.0)
-        failure = outcome.describe(error, self._terms_of(attempt.task).serializer)
+        failure = outcome.describe(error, self._make_terms(attempt.task).serializer)
         report = self._report(attempt, failure=failure, errors=history.errors)
         return Finished(report, _kept(attempt.envelope, round(self._config.failure_ttl * 1000)))
 
@@ -153,9 +153,6 @@ class Judge:
             errors,
             envelope.name,
         )
-
-    def _terms_of(self, task: Task[..., Any]) -> Terms:
-        return self._terms.get(task) or self._make_terms(task)
 
     def _make_terms(self, task: Task[..., Any]) -> Terms:
         own, config = task.call_options, self._config
