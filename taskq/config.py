@@ -177,7 +177,8 @@ def _flag(name: str, value: object) -> bool:
 
 def replicas(durability: str) -> int:
     """Return how many replicas a durability is, `replicas:<count>`; `ConfigError` if it is none."""
-    word, colon, count = str(durability).partition(":")
+    text = durability if isinstance(durability, str) else ""
+    word, colon, count = text.partition(":")
     if word == "replicas" and colon and re.fullmatch("[0-9]{1,2}", count, re.ASCII):
         return int(count)
     msg = f"durability must be 'replicas:<count>', of 0 to 99, not {durability!r:.100}"
@@ -219,7 +220,7 @@ def _one_of(words: tuple[str, ...]) -> Callable[[str, object], str]:
         if value not in words:
             msg = f"{name} must be one of {', '.join(words)}, not {value!r}"
             raise ValueError(msg)
-        return str(value)
+        return words[words.index(value)]
 
     return check
 

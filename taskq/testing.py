@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from taskq.broker import claims, keys, queries, scripts
-from taskq.config import Seconds, seconds
+from taskq.config import Seconds, check_name, seconds
 from taskq.errors import BrokerError
 from taskq.model import clock as clocks
 from taskq.worker.declaring import Declared
@@ -201,7 +201,7 @@ def running_worker(
     With `url` the app is pointed there for the length of the block: `memory://` needs
     no server and the `test` extra. With `clock` it goes by that.
     """
-    served = tuple(queues or app.queues)
+    served = tuple(check_name("queue", queue) for queue in queues or app.queues)
     places = tuple(place for queue in served for place in app.partitions.places(queue))
     timed = clock.in_force(app, places) if clock else contextlib.nullcontext()
     with _pointed_at(app, url), timed:

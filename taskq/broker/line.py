@@ -102,8 +102,8 @@ class Line:
         self._connection: Any = None
         # A monotonic instant after which no reply is waited for.
         self.until = math.inf
-        # Whether no other thread of this process waits for a reply: who then stays awake for it
-        # is in nobody's way.
+        # Whether its broker has lent no other one: who then stays awake for his reply is in the way
+        # of few.
         self.alone = False
         self._spin = Spin()
 

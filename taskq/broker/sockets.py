@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 import select
 import socket
 import struct
 from typing import Any
 
+from taskq.config import usable_cpus
 from taskq.model import clock
 
 # How long one call of a socket may take, unless the URL says otherwise.
@@ -45,7 +46,8 @@ class Spin:
         self._poll = select.poll()
         # So many calls are let pass now; and so many after the next wait in vain.
         self._passing, self._next = 0, 1
-        # With one processor, who stays awake keeps the other side from answering.
+        # With one processor, or no more than the time of one, who stays awake keeps the other side
+        # from answering.
         self._seconds = _SPIN_SECONDS if _processors() > 1 else 0.0
 
     def wait(self, connection: Any) -> bool:
@@ -69,9 +71,8 @@ class Spin:
         return True
 
 
-def _processors() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+# It reads files.
+_processors = functools.cache(usable_cpus)
 
 
 def is_open(connection: Any) -> bool:

@@ -61,7 +61,7 @@ class Planning:
         if call.app is not self._app:
             msg = f"{call.task} is of the app {call.app.name!r}: add it there"
             raise ConfigError(msg)
-        check_schedule(name)
+        name = check_schedule(name)
         queue = self._app.check_queue(call.queue)
         raw = define(self._app, name, call, Timing.of(when), created_ms=clock.now_ms())
         places = yield from self._places(name, self._app.queues)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +34,10 @@ from tests.eventually import let_pass, until
 
 SECOND = timedelta(seconds=1)
 NEVER = "0 0 1 1 *"
+
+
+class Name(str, enum.Enum):  # noqa: UP042 - its text is not its value
+    NIGHTLY = "nightly"
 
 
 class Shop:
@@ -667,3 +672,11 @@ def test_a_schedule_ends(shop: Shop) -> None:
     one: Schedule = schedules.get("short")
     assert (one.fired, one.paused, one.obstacle) == (2, False, None)
     assert schedules.next("short") == []
+
+
+def test_a_name_may_be_that_of_an_enum(shop: Shop) -> None:
+    """Jitter goes by the name: all who compute a tick must go by the same."""
+    timing: dict[str, Any] = {"every": 86_400, "jitter": 40_000}
+    made = shop.app.schedules.add(Name.NIGHTLY, shop.note.s(), **timing)
+    shop.app.schedules.remove("nightly")
+    assert made.next_at == shop.app.schedules.add("nightly", shop.note.s(), **timing).next_at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import enum
 import math
 import typing
 import warnings
@@ -265,3 +266,18 @@ def test_a_config_cannot_be_changed() -> None:
     found = Config.load({}, {})
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.threads = 5  # type: ignore[misc]
+
+
+class Word(str, enum.Enum):  # noqa: UP042 - its text is not its value
+    JSON = "json"
+    TEXT = "text"
+    MAIL = "mail"
+    TWO = "replicas:2"
+
+
+def test_what_is_one_of_several_words_may_be_that_of_an_enum() -> None:
+    words = {"serializer": Word.JSON, "log_errors": Word.TEXT, "default_queue": Word.MAIL}
+    found = Config.load({**words, "durability": Word.TWO}, {})
+    told = [str(getattr(found, name)) for name in words]
+    assert told == ["json", "text", "mail"]
+    assert config.replicas(found.durability) == 2
