@@ -177,7 +177,7 @@ def _flag(name: str, value: object) -> bool:
 
 def replicas(durability: str) -> int:
     """Return how many replicas a durability is, `replicas:<count>`; `ConfigError` if it is none."""
-    text = durability if isinstance(durability, str) else ""
+    text = durability if isinstance(durability, str) else ""  # pyright: ignore[reportUnnecessaryIsInstance] - people pass anything
     word, colon, count = text.partition(":")
     if word == "replicas" and colon and re.fullmatch("[0-9]{1,2}", count, re.ASCII):
         return int(count)
