@@ -67,9 +67,18 @@ class Ear:
                 self._hear()
             except BrokerError as error:
                 log.debug("schedules: %s", error)
-                self._confirmed, self._asked = {}, {}
-                self._stopped.wait(0.2 + secrets.randbelow(800) / 1000)
+                self._begin_anew()
+            except Exception:
+                # A defect must not make the worker deaf.
+                log.exception("listening for schedules failed")
+                self._begin_anew()
         self._line.close()
+
+    def _begin_anew(self) -> None:
+        """Subscribe to all again, after a moment, on another connection."""
+        self._line.close()
+        self._confirmed, self._asked = {}, {}
+        self._stopped.wait(0.2 + secrets.randbelow(800) / 1000)
 
     def _hear(self) -> None:
         """Ask for what is missing, and hear what is said within a second."""

@@ -127,7 +127,8 @@ def test_five_schedulers_that_die_with_wrong_clocks_fire_each_tick_once(
     scene.arm()
     began, died = time.monotonic(), 0
     # A point is marked before the process that met it is gone.
-    until(lambda: len(beats.dead) == len(When), 20)
+    # Whoever is to die fires twice before: who is first each second is left to chance.
+    until(lambda: len(beats.dead) == len(When), 45)
     for step in range(6):
         died += beats.replace()
         let_pass(draw.uniform(0.5, 1.5))

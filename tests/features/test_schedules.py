@@ -30,6 +30,7 @@ from taskq import (
 from taskq.broker import keys
 from taskq.model import clock
 from taskq.testing import running_worker
+from taskq.worker.ear import Ear
 from tests.eventually import let_pass, until
 
 SECOND = timedelta(seconds=1)
@@ -153,6 +154,27 @@ def test_one_that_is_made_while_a_worker_sleeps_is_fired_in_time(any_shop: Shop)
         let_pass(0.3)  # it has looked, and sleeps
         any_shop.app.schedules.add("quick", any_shop.note.s(), every=1)
         until(lambda: any_shop.ticks("quick"), 2.5)
+
+
+def test_a_defect_in_listening_makes_no_worker_deaf(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    take = Ear._take
+
+    def fails(ear: Ear, kind: bytes, channel: bytes) -> None:
+        if kind == b"message":
+            monkeypatch.setattr(Ear, "_take", take)
+            msg = "a defect"
+            raise RuntimeError(msg)
+        take(ear, kind, channel)
+
+    monkeypatch.setattr(Ear, "_take", fails)
+    with running_worker(shop.app):
+        let_pass(0.3)  # it has looked, and sleeps
+        for name in ("first", "second"):
+            shop.app.schedules.add(name, shop.note.s(), every=1)
+            until(lambda: "a defect" in caplog.text)
+        until(lambda: shop.ticks("first") and shop.ticks("second"), 8)
 
 
 def test_arguments_and_options_of_the_call_are_its_own(shop: Shop) -> None:
