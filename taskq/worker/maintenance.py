@@ -163,6 +163,10 @@ class Maintenance:
         except BrokerError as error:
             self._note_away(error)
             return 0.5 + secrets.randbelow(500) / 1000
+        except Exception:
+            # A defect in one duty must not end all of them: leases are to be renewed.
+            log.exception("maintenance failed")
+            return self._tick * (0.8 + secrets.randbelow(200) / 1000)
         # Also while a node is away: the other half of the partitions has its turn.
         self._rounds += 1
         if self._silent:

@@ -17,6 +17,7 @@ import taskq
 from taskq import State, TaskQ
 from taskq.testing import running_worker
 from taskq.worker.engine import Engine, Phase, Plan
+from taskq.worker.maintenance import Maintenance
 from tests.eventually import let_pass, until
 from tests.servers import Server
 
@@ -286,3 +287,23 @@ def test_an_app_that_is_used_by_many_loops_keeps_nothing_of_those_that_ended(
         asyncio.run(call())
     gc.collect()
     assert len(list(Path("/dev/fd").iterdir())) - before < 5
+
+
+def test_a_defect_in_maintenance_costs_no_lease(
+    new_app: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app: TaskQ = new_app(url=redis_url, lease=0.5)
+
+    @app.task
+    def rest() -> None:
+        let_pass(1.5)
+
+    def fails(_: Maintenance) -> None:
+        msg = "a defect"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(Maintenance, "_warn", fails)
+    with running_worker(app):
+        assert rest.delay().get(timeout=10) is None
+    assert "a defect" in caplog.text
+    assert "lost" not in caplog.text
