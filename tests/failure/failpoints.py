@@ -69,7 +69,9 @@ def prepare(folder: Path) -> Path:
     """Write the hook, in a folder that is to stand first on PYTHONPATH."""
     place = folder / "hook"
     place.mkdir(exist_ok=True)
-    (place / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="ascii")
+    hook = place / "sitecustomize.py"
+    if not hook.exists():  # once: a process that starts at this moment reads it
+        hook.write_text(SITECUSTOMIZE, encoding="ascii")
     return place
 
 
