@@ -185,7 +185,7 @@ class Batch(Generic[T]):
             mould = found.choose()
             how, body = mould.write(args, kwargs)
             size = mould.besides + len(body)
-            if mould is not last or size > page.room or not page.left:
+            if mould is not last or not page.takes(size):
                 last, (page, part) = mould, self._part_of(mould, size)
                 # Here, for they are looked up once for each of very many.
                 hows, bodies, numbers = part.hows, part.bodies, part.numbers

@@ -351,7 +351,7 @@ class Exchange:
             port.enrol()
             self.after_enrolling()
         for finish, verdict in port.offer_strays():
-            self.handover.hear(finish, verdict)
+            self.handover.note(finish, verdict)
         if port.summoned:
             self.handover.hand_out()
             self.orders.obey(port, self.handover.held_of(port.queue))
@@ -402,7 +402,7 @@ class Exchange:
         """Take note of a reply, if there is one to what was sent last."""
         if answer is not None:
             reply, finishes = answer
-            self.handover.hear_all(finishes, reply.verdicts)
+            self.handover.note_all(finishes, reply.verdicts)
             if reply.claimed:
                 self._rounds.serve(port)
                 self.handover.bring(port, reply)

@@ -106,13 +106,13 @@ class Handover:
         """Put all that is held in line to go back, uncounted."""
         self._give_back(self._books.held)
 
-    def hear_all(self, finishes: Iterable[Finish], verdicts: str) -> None:
+    def note_all(self, finishes: Iterable[Finish], verdicts: str) -> None:
         """Note what Redis said to ends of attempts; mostly there is nothing to note."""
         if self.retrying is not None or "l" in verdicts:
             for finish, verdict in zip(finishes, verdicts, strict=False):
-                self.hear(finish, verdict)
+                self.note(finish, verdict)
 
-    def hear(self, finish: Finish, verdict: str) -> None:
+    def note(self, finish: Finish, verdict: str) -> None:
         """Note what Redis said to the end of an attempt."""
         if verdict == "l" and finish.kind == "b":
             log.debug("%s was given back already", finish.field[:32].decode())
